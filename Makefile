@@ -1,0 +1,47 @@
+# Everything runs in .venv, which the first target that needs it makes. PYTHON chooses the interpreter (>= 3.11).
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+KILLS  ?= 20
+# One thread a process: on CPU the ranks of a launch share the cores, and two threads a rank run far slower than one.
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help demo test drills bench lint format clean
+help:
+	@echo "make demo    corpus, pretraining, conversion and a table-5 table on this machine's own documentation"
+	@echo "make test    every check and test (needs nothing installed before)"
+	@echo "make drills  the tests that kill things, $(KILLS) times each (KILLS=n)"
+	@echo "make bench   the benchmarks beside their peers"
+	@echo "make lint    ruff and mypy;  make format: ruff's formatter"
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Longspan needs Python >= 3.11, found " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(RUN) -m demo.run
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint
+	$(RUN) -m pytest
+
+drills: $(VENV)/.installed
+	LONGSPAN_KILLS=$(KILLS) $(RUN) -m pytest -m drill --timeout=14400
+
+bench: $(VENV)/.installed
+	$(RUN) -m attention.benchmark
+
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo_output
