@@ -1,0 +1,214 @@
+"""RoBERTa-style byte-level BPE tokenizers: loading them, checking them, naming them by a fingerprint.
+
+The tokenizer file is the truth: whatever it says is what a corpus holds, and the fingerprint of what it
+says travels with every shard, so that a model trained with another tokenizer is refused.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+
+BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
+SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
+"""RoBERTa's five. They are found by these strings; their ids are the tokenizer's own business."""
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+# Settings of a tokenizer.json that change the offsets tokens report, or how they are decoded or wrapped in
+# special tokens, but never the ids of a text.
+_NO_EFFECT_ON_IDS = frozenset({"trim_offsets"})
+
+
+class Tokenizer:
+    """A byte-level BPE with RoBERTa's special tokens.
+
+    Made by `load_tokenizer`. `encode_batch` adds no special tokens and reads none out of the text: a literal
+    `<mask>` in a document is six characters.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, location: str) -> None:
+        """Takes over `backend`. ValueError where one of the five special tokens is missing."""
+        missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
+        if missing:
+            raise ValueError(
+                f"tokenizer {location}: no {' '.join(missing)} in its vocabulary of "
+                f"{backend.get_vocab_size():,} entries; RoBERTa's {' '.join(SPECIAL_TOKENS)} are all needed"
+            )
+        # Those that the file declares stay as they are; the others become special here, so that both kinds
+        # of file behave, and are fingerprinted, alike. `<mask>` takes the space before it, as RoBERTa's does.
+        declared = {token.content for token in backend.get_added_tokens_decoder().values()}
+        backend.add_special_tokens(
+            [AddedToken(t, lstrip=t == MASK, special=True) for t in SPECIAL_TOKENS if t not in declared]
+        )
+        backend.encode_special_tokens = True
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self.bos_id, self.pad_id, self.eos_id, self.unk_id, self.mask_id = (
+            backend.token_to_id(token) for token in SPECIAL_TOKENS
+        )
+        settings = json.loads(backend.to_str())
+        self.vocabulary_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        """One more than the largest id: the number of rows an embedding table needs."""
+        self.special_ids: frozenset[int] = _special_ids(settings)
+        """Ids that no text gives: declared special tokens, and entries no merge leads to. Neither masking
+        nor random replacement may touch or produce them."""
+        self.fingerprint: str = _fingerprint(settings)
+        """16 hexadecimal digits over everything that decides the ids of a text, and the special ids."""
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text, without special tokens."""
+        return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens are shown as their strings."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def named_special_ids(self) -> dict[str, int]:
+        """The five by role, as a corpus's manifest records them."""
+        return {
+            "bos": self.bos_id,
+            "pad": self.pad_id,
+            "eos": self.eos_id,
+            "unk": self.unk_id,
+            "mask": self.mask_id,
+        }
+
+    def to_json(self) -> str:
+        """A tokenizer.json that wraps a text as RoBERTa does: `<s> text </s>`."""
+        wrapped = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        wrapped.post_processor = processors.RobertaProcessing(
+            (EOS, self.eos_id), (BOS, self.bos_id), trim_offsets=True, add_prefix_space=False
+        )
+        return wrapped.to_str(pretty=False) + "\n"
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json for `transformers.AutoTokenizer`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
+        config = {
+            "tokenizer_class": "RobertaTokenizer",
+            "add_prefix_space": False,
+            "bos_token": BOS,
+            "cls_token": BOS,
+            "eos_token": EOS,
+            "sep_token": EOS,
+            "pad_token": PAD,
+            "unk_token": UNK,
+            "mask_token": MASK,
+        }
+        text = json.dumps(config, indent=2) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def load_tokenizer(location: str | Path) -> Tokenizer:
+    """Loads a tokenizer.json, a folder with one or with vocab.json and merges.txt, or a hub id.
+
+    Raises ValueError, naming the location and what is wrong with it: not there, not readable, without
+    RoBERTa's special tokens.
+    """
+    path = Path(location).expanduser()
+    if path.is_file():
+        return Tokenizer(_read_tokenizer_json(path), str(path))
+    if path.is_dir():
+        return Tokenizer(_read_folder(path), str(path))
+    # "data/tokenizer" has the form of a hub id; where "data" is a folder here, it is a path with a slip in it.
+    inside_a_folder = path.parent != Path() and path.parent.is_dir()
+    if inside_a_folder or not _HUB_ID.fullmatch(str(location)):
+        raise ValueError(
+            f"tokenizer {location}: no such file or folder, and not the form of a hub id (org/name)"
+        )
+    return Tokenizer(_read_hub(str(location)), str(location))
+
+
+def _read_folder(folder: Path) -> tokenizers.Tokenizer:
+    if (folder / "tokenizer.json").is_file():
+        return _read_tokenizer_json(folder / "tokenizer.json")
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if not (vocabulary.is_file() and merges.is_file()):
+        raise ValueError(
+            f"tokenizer {folder}: the folder holds neither tokenizer.json nor vocab.json and merges.txt"
+        )
+    try:
+        model = models.BPE.from_file(str(vocabulary), str(merges))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ValueError(f"tokenizer {folder}: vocab.json and merges.txt do not fit: {error}") from error
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ValueError(f"tokenizer {path}: not a tokenizer.json: {error}") from error
+
+
+def _read_hub(name: str) -> tokenizers.Tokenizer:
+    # Imported here: a local tokenizer should not cost the import of an HTTP stack in every worker.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        try:
+            return _read_tokenizer_json(Path(hf_hub_download(name, "tokenizer.json")))
+        except RemoteEntryNotFoundError:
+            vocabulary = Path(hf_hub_download(name, "vocab.json"))
+            hf_hub_download(name, "merges.txt")
+            return _read_folder(vocabulary.parent)
+    except ValueError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"tokenizer {name}: no such file or folder here, and the hub did not give it: {reason}"
+        ) from error
+
+
+def _special_ids(settings: Mapping[str, Any]) -> frozenset[int]:
+    special = {token["id"] for token in settings["added_tokens"] if token["special"]}
+    model = settings["model"]
+    if model["type"] == "BPE":
+        # What training left in the table but no merge leads to: RoBERTa's <|endoftext|> and madeupwords.
+        added = {token["content"] for token in settings["added_tokens"]}
+        reachable = {left + right for left, right in model["merges"]}
+        special |= {
+            index
+            for token, index in model["vocab"].items()
+            if len(token) > 1 and token not in reachable and token not in added
+        }
+    return frozenset(special)
+
+
+def _fingerprint(settings: Mapping[str, Any]) -> str:
+    # An empty prefix or suffix and none are the same; which of them is written depends on who wrote the file.
+    model = {k: v or None for k, v in settings["model"].items() if k not in ("vocab", "merges")}
+    truth = {
+        "model": model,
+        "vocabulary": sorted(settings["model"].get("vocab", {}).items(), key=lambda entry: entry[1]),
+        "merges": settings["model"].get("merges"),
+        "added_tokens": sorted(
+            (token["id"], token["content"], token["special"]) for token in settings["added_tokens"]
+        ),
+        "normalizer": _without_offsets(settings["normalizer"]),
+        "pre_tokenizer": _without_offsets(settings["pre_tokenizer"]),
+    }
+    canonical = json.dumps(truth, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
+
+
+def _without_offsets(setting: Any) -> Any:
+    if isinstance(setting, Mapping):
+        return {k: _without_offsets(v) for k, v in setting.items() if k not in _NO_EFFECT_ON_IDS}
+    if isinstance(setting, list):
+        return [_without_offsets(item) for item in setting]
+    return setting
