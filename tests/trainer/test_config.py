@@ -1,0 +1,87 @@
+"""Configurations: every problem at once, every key overridable, the committed files valid."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.engine.config import InputError, NewModel, load_config, parse_arguments
+
+CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+MINIMAL = "run: r\nmodel: m\ncorpus: c\nsteps: 1000\n"
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "run: r\nmodel: {hidden_size: 0, layers: 3}\nstep: 5\nprecision: fp16\noptimizer: {power: zero}\n"
+    )
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{path}:"
+    expected = {
+        "  model.hidden_size: found 0, expected greater than or equal to 1",
+        "  model.layers: unknown key",
+        "  step: unknown key",
+        "  steps: not there, and it has no default",
+        "  corpus: not there, and it has no default",
+        "  precision: found 'fp16', expected 'fp32' or 'bf16'",
+    }
+    assert expected <= set(lines)
+    assert sum(line.startswith("  optimizer.power: found 'zero'") for line in lines) == 1
+    assert len(lines) == len(expected) + 2
+
+
+def test_keys_that_do_not_fit_together(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "batch_size: 7\nmicro_batch_size: 2\noptimizer: {warmup_steps: 2000}\n")
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert "batch_size: found 7, expected a multiple of micro_batch_size 2" in str(caught.value)
+    assert "optimizer.warmup_steps: found 2000, expected at most steps 1000" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[1, 2]", "expected a mapping"), ("a: [", "not YAML"), ("a: !!python/name:os.system\n", "not YAML")],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_overrides_reach_any_key(tmp_path: Path) -> None:
+    arguments = ["--local_rank=0", "--config", str(write(tmp_path, MINIMAL)), "--optimizer.learning_rate=1e-4"]
+    arguments += ["--model.hidden_size", "64", "--model.num_attention_heads", "4", "--mask_documents", "true"]
+    path, overrides, dry_run = parse_arguments([*arguments, "--dry-run"], "")
+    config = load_config(path, overrides)
+    assert dry_run
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.mask_documents
+    assert isinstance(config.model, NewModel)
+    assert config.model.hidden_size == 64
+
+
+def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["--help"], "usage")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for text in ("--optimizer.power [3.0]", "--checkpoint.keep_last [2]", "--sequence_length [4096]"):
+        assert text in shown
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_committed_configurations_are_valid(path: Path) -> None:
+    assert load_config(path).steps > 0

@@ -1,0 +1,114 @@
+"""From a sealed corpus to micro-batches of masked sequences on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.shards import Corpus, open_corpus
+from pipeline.tokenizer import load_tokenizer
+from trainer.batches.masking import MaskedSequences, Masking
+from trainer.engine.config import InputError
+
+
+@dataclass
+class MaskedBatch:
+    """What the model reads for B sequences of N tokens with M masked places.
+
+    attention_mask (B, N) is None where no token is padding, document_ids (B, N) where documents are not kept apart.
+    """
+
+    input_ids: Tensor
+    places: Tensor
+    labels: Tensor
+    attention_mask: Tensor | None
+    document_ids: Tensor | None
+
+    def to(self, device: torch.device) -> MaskedBatch:
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return MaskedBatch(
+            self.input_ids.to(device, non_blocking=True),
+            self.places.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            move(self.attention_mask),
+            move(self.document_ids),
+        )
+
+
+class Sequences:
+    """A split of a corpus as sequences of `sequence_length` tokens, at or below the corpus's own length.
+
+    A shorter length cuts each stored sequence into consecutive pieces: sequence i is piece i % pieces of stored
+    sequence i // pieces. That is how a model with fewer positions trains and is scored on the same text.
+    """
+
+    def __init__(self, corpus: Corpus, sequence_length: int) -> None:
+        if corpus.sequence_length % sequence_length:
+            raise InputError(
+                f"sequence_length: found {sequence_length}, expected a divisor of {corpus.sequence_length}, "
+                f"the length of the sequences in {corpus.folder}"
+            )
+        self.corpus = corpus
+        self.sequence_length = sequence_length
+        self.pieces = corpus.sequence_length // sequence_length
+
+    def __len__(self) -> int:
+        return len(self.corpus) * self.pieces
+
+    def input_ids(self, indices: np.ndarray) -> np.ndarray:
+        """int64 (B, N): the tokens of the sequences."""
+        N = self.sequence_length
+        out = np.empty((len(indices), N), dtype=np.int64)
+        for row, index in enumerate(indices):
+            stored, piece = divmod(int(index), self.pieces)
+            out[row] = self.corpus.input_ids(stored)[piece * N : (piece + 1) * N]
+        return out
+
+    def document_ids(self, indices: np.ndarray) -> np.ndarray:
+        """int64 (B, N): which of the documents packed into its sequence each token belongs to, from 0."""
+        N = self.sequence_length
+        out = np.empty((len(indices), N), dtype=np.int64)
+        for row, index in enumerate(indices):
+            stored, piece = divmod(int(index), self.pieces)
+            starts = self.corpus.document_starts(stored)
+            within = np.arange(piece * N, (piece + 1) * N)
+            out[row] = np.searchsorted(starts, within, side="right") - 1
+        return out
+
+
+def open_sequences(folder: Path, split: str, sequence_length: int | None = None) -> Sequences:
+    """The sequences of a corpus folder's split, None: as long as stored; InputError where it cannot serve."""
+    try:
+        corpus = open_corpus(folder, split=split)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if not len(corpus):
+        raise InputError(f"{folder}: the {split} split is empty, expected at least one sequence")
+    return Sequences(corpus, corpus.sequence_length if sequence_length is None else sequence_length)
+
+
+def corpus_masking(corpus: Corpus, fraction: float = 0.15) -> Masking:
+    """The masking rule for a corpus's vocabulary, by the tokenizer that travels with it."""
+    try:
+        tokenizer = load_tokenizer(corpus.folder / "tokenizer.json")
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return Masking(corpus.vocabulary_size, tokenizer.special_ids, tokenizer.mask_id, fraction)
+
+
+def as_batch(masked: MaskedSequences, pad_id: int, document_ids: np.ndarray | None) -> MaskedBatch:
+    """Masked arrays as tensors."""
+    real = masked.input_ids != pad_id
+    return MaskedBatch(
+        input_ids=torch.from_numpy(masked.input_ids),
+        places=torch.from_numpy(masked.places),
+        labels=torch.from_numpy(masked.labels),
+        attention_mask=None if real.all() else torch.from_numpy(real.astype(np.int64)),
+        document_ids=None if document_ids is None else torch.from_numpy(document_ids),
+    )

@@ -1,0 +1,242 @@
+"""The configuration of a training run: one YAML a run, any key overridable, all problems reported at once.
+
+The classes are the documentation: `--help` prints their descriptions and defaults. pydantic collects the problems;
+unknown keys are errors, because a mistyped key that is ignored costs a week.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer.engine.schedule import Decay
+
+
+class InputError(ValueError):
+    """Something the user gave does not fit; the message names it, what was found and what was expected."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewModel(Section):
+    """A model to train from scratch, with the corpus's tokenizer (for when there is none to continue from)."""
+
+    architecture: Literal["roberta", "longformer"] = Field(
+        "roberta", description="full attention, or windowed"
+    )
+    hidden_size: int = Field(768, ge=1)
+    num_hidden_layers: int = Field(12, ge=1)
+    num_attention_heads: int = Field(12, ge=1)
+    intermediate_size: int = Field(3072, ge=1)
+    attention_window: int = Field(512, ge=0, multiple_of=2, description="total width, longformer only")
+    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
+    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> NewModel:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads: found {self.num_attention_heads}, "
+                f"expected a divisor of hidden_size {self.hidden_size}"
+            )
+        return self
+
+
+class Optimizer(Section):
+    """AdamW as RoBERTa's; no weight decay on biases and LayerNorms."""
+
+    learning_rate: float = Field(3e-5, gt=0, description="the peak, reached after the warm-up")
+    warmup_steps: int = Field(500, ge=0, description="updates of linear warm-up")
+    decay: Decay = Field("polynomial", description="after the warm-up, to 0 at the last step")
+    power: float = Field(3.0, gt=0, description="of the polynomial decay (the paper's is 3)")
+    weight_decay: float = Field(0.01, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.98, ge=0, lt=1)
+    epsilon: float = Field(1e-6, gt=0)
+    gradient_clipping: float = Field(0.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+
+
+class Checkpointing(Section):
+    every: int = Field(1000, ge=1, description="steps between checkpoints; the last step always makes one")
+    keep_last: int = Field(2, ge=1, description="complete checkpoints to keep")
+
+
+class Pretraining(Section):
+    """Masked-language-model pretraining."""
+
+    run: Path = Field(description="folder of the run; the same command again resumes what lies there")
+    model: str | NewModel = Field(
+        description="model folder or hub id to continue from, or sizes of a new model"
+    )
+    corpus: Path = Field(description="folder made by pipeline.build_corpus")
+    seed: int = Field(0, ge=0, description="of order, masks, dropout and initial weights")
+    steps: int = Field(ge=1, description="updates in all")
+    sequence_length: int = Field(
+        4096, ge=3, description="tokens; a divisor of the corpus's length trains on its consecutive pieces"
+    )
+    batch_size: int = Field(64, ge=1, description="sequences an update, over all processes")
+    micro_batch_size: int = Field(
+        1,
+        ge=1,
+        description="sequences a forward pass; batch_size is a multiple of it, whatever the process count",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 keeps fp32 weights, sums and reductions"
+    )
+    zero_stage: Literal[0, 1, 2] = Field(
+        0, description="what ZeRO divides: nothing, optimizer, and gradients"
+    )
+    mask_documents: bool = Field(False, description="keep the documents packed into a sequence apart")
+    masked_fraction: float = Field(0.15, gt=0, lt=1, description="of a sequence's tokens, less its two ends")
+    activation_checkpointing: bool = Field(
+        False, description="recompute each layer in the backward pass: less memory"
+    )
+    extra_positions_only: bool = Field(
+        False, description="train only the position embeddings that conversion added (table 5's last row)"
+    )
+    log_every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl")
+    optimizer: Optimizer = Field(default_factory=Optimizer)  # type: ignore[arg-type]
+    checkpoint: Checkpointing = Field(default_factory=Checkpointing)  # type: ignore[arg-type]
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="raw keys for DeepSpeed's JSON that are not modelled here"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Pretraining:
+        problems = []
+        if self.batch_size % self.micro_batch_size:
+            problems.append(
+                f"batch_size: found {self.batch_size}, expected a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.optimizer.warmup_steps > self.steps:
+            problems.append(
+                f"optimizer.warmup_steps: found {self.optimizer.warmup_steps}, expected at most steps {self.steps}"
+            )
+        if self.extra_positions_only and isinstance(self.model, NewModel):
+            problems.append("extra_positions_only: found true, expected false for a new model")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def exact(self) -> dict[str, Any]:
+        """The keys that determine what the run computes: a checkpoint continues only under the same ones."""
+        free = {
+            "run",
+            "corpus",
+            "log_every",
+            "checkpoint",
+            "activation_checkpointing",
+            "zero_stage",
+            "deepspeed",
+        }
+        kept: dict[str, Any] = json.loads(self.model_dump_json(exclude=free))
+        return kept
+
+
+def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pretraining:
+    """Read a YAML file, apply `(dotted.key, yaml value)` overrides, validate. InputError lists every problem."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: found {type(values).__name__}, expected a mapping of keys")
+    for key, text in overrides:
+        _override(values, key, text)
+    try:
+        return Pretraining.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path}:\n" + "\n".join(f"  {line}" for line in problems(error))) from error
+
+
+def _override(values: dict[str, Any], key: str, text: str) -> None:
+    *sections, last = key.split(".")
+    here = values
+    for section in sections:
+        inner = here.setdefault(section, {})
+        if not isinstance(inner, dict):
+            inner = here[section] = {}
+        here = inner
+    try:
+        here[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--{key}: found {text!r}, expected a YAML value") from error
+
+
+def problems(error: ValidationError) -> list[str]:
+    """One line a problem: the key, what is wrong, what was found."""
+    lines = []
+    for problem in error.errors():
+        # A union's branches add their own names to the location; the user wrote only the keys.
+        key = ".".join(str(part) for part in problem["loc"] if part != "str" and "NewModel" not in str(part))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: not there, and it has no default")
+        elif problem["type"] == "value_error":
+            prefix = f"{key}." if key else ""
+            lines += [prefix + line for line in str(problem["ctx"]["error"]).splitlines()]
+        else:
+            expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+            lines.append(f"{key}: found {problem['input']!r}, expected {expected}")
+    # A model given as neither a name nor sizes fails both branches of the union; the sizes' problems tell more.
+    if any(line.startswith("model.") for line in lines):
+        lines = [line for line in lines if not line.startswith("model: ")]
+    return lines
+
+
+def parse_arguments(arguments: Sequence[str], usage: str) -> tuple[Path, list[tuple[str, str]], bool]:
+    """`--config FILE [--dry-run] [--any.key value …]`; returns the file, the overrides and whether to stop early."""
+    config: Path | None = None
+    dry_run = False
+    overrides: list[tuple[str, str]] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("-h", "--help"):
+            print(usage + "\n" + describe(Pretraining))
+            sys.exit(0)
+        if not argument.startswith("--"):
+            raise InputError(f"{argument}: found a bare word, expected --config FILE or --some.key VALUE")
+        key, equals, value = argument[2:].partition("=")
+        if key == "dry-run":
+            dry_run = True
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise InputError(f"--{key}: expected a value")
+            value = rest.pop(0)
+        if key == "config":
+            config = Path(value)
+        elif key not in ("local_rank", "local-rank"):  # the launcher adds it; the environment says the same
+            overrides.append((key, value))
+    if config is None:
+        raise InputError("--config: not given, expected the YAML file of a run (--help lists the keys)")
+    return config, overrides, dry_run
+
+
+def describe(section: type[BaseModel], prefix: str = "") -> str:
+    """The keys of a section with defaults and meaning, for --help."""
+    lines = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        key = prefix + name
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            lines += [f"\n{key}: {(inner.__doc__ or '').strip()}", describe(inner, f"{key}.")]
+            continue
+        default = "" if field.is_required() else f" [{field.get_default(call_default_factory=True)}]"
+        lines.append(f"  --{key}{default}  {field.description or ''}".rstrip())
+        if name == "model":
+            lines += [f"    {(NewModel.__doc__ or '').strip()}", describe(NewModel, "  model.")]
+    return "\n".join(lines)

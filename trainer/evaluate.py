@@ -1,0 +1,148 @@
+"""Bits per masked token of a model over a fixed masked set.
+
+    python -m trainer.evaluate --model DIR_OR_HUB_ID --corpus DIR [--sequences N]
+
+prints one JSON line {"bpc", "tokens", "sequences"}: the cross-entropy over the masked tokens divided by ln 2, which
+the paper's table 5 calls BPC. The masked places depend on the seed and the corpus alone. A model with fewer positions
+than the corpus's sequences gets the same text and the same masked places in consecutive pieces, so that RoBERTa and
+Longformer are compared on the same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from trainer.batches.corpus import MaskedBatch, Sequences, as_batch, corpus_masking, open_sequences
+from trainer.batches.masking import IGNORED, MaskedSequences, Masking
+from trainer.engine.config import InputError
+from trainer.engine.randomness import hash64
+from trainer.model.folder import load_model, locate_model, tokenizer_fingerprint
+from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
+
+TOKENS_PER_BATCH = 16_384
+
+
+def cut_into_pieces(masked: MaskedSequences, tokens: int) -> MaskedSequences:
+    """Sequences (B, N) with their masked places as consecutive pieces (B·N/tokens, tokens).
+
+    The pieces hold different numbers of places; spare ones are place 0 with an ignored label.
+    """
+    B, N = masked.input_ids.shape
+    pieces = N // tokens
+    row, column = np.nonzero(masked.labels != IGNORED)
+    place = masked.places[row, column]
+    piece = row * pieces + place // tokens
+    # Places ascend within a sequence, so those of a piece stand together: number them within it.
+    counts = np.bincount(piece, minlength=B * pieces)
+    within = np.arange(len(piece)) - np.repeat(np.cumsum(counts) - counts, counts)
+    widest = max(1, int(counts.max(initial=0)))
+    places = np.zeros((B * pieces, widest), dtype=np.int64)
+    labels = np.full((B * pieces, widest), IGNORED, dtype=np.int64)
+    places[piece, within] = place % tokens
+    labels[piece, within] = masked.labels[row, column]
+    return MaskedSequences(masked.input_ids.reshape(B * pieces, tokens), places, labels)
+
+
+def piece_length(model_tokens: int, sequence_length: int) -> int:
+    """The longest piece of a sequence, at most what the model takes, that divides it evenly."""
+    return max(
+        length for length in range(1, min(model_tokens, sequence_length) + 1) if sequence_length % length == 0
+    )
+
+
+def masked_batches(
+    sequences: Sequences, masking: Masking, count: int, tokens: int, seed: int
+) -> Iterator[MaskedBatch]:
+    """The first `count` sequences with their fixed masks, in pieces of `tokens`, in batches of bounded size."""
+    per_batch = max(1, TOKENS_PER_BATCH // sequences.sequence_length)
+    for start in range(0, count, per_batch):
+        indices = np.arange(start, min(count, start + per_batch))
+        masked = masking.apply(sequences.input_ids(indices), hash64("evaluation masks", seed, indices))
+        yield as_batch(cut_into_pieces(masked, tokens), sequences.corpus.pad_id, None)
+
+
+@torch.no_grad()
+def evaluate(
+    model: MaskedLanguageModel, sequences: Sequences, masking: Masking, count: int, seed: int = 0
+) -> dict[str, float]:
+    """{"bpc", "tokens", "sequences"} of a model over the first `count` sequences."""
+    model.eval()
+    device = next(model.parameters()).device
+    tokens = piece_length(model.config.max_tokens, sequences.sequence_length)
+    loss, scored = 0.0, 0
+    batches = masked_batches(sequences, masking, count, tokens, seed)
+    for batch in tqdm(batches, desc="evaluating", disable=not sys.stderr.isatty()):
+        logits = model(
+            batch.input_ids.to(device),
+            batch.places.to(device),
+            None if batch.attention_mask is None else batch.attention_mask.to(device),
+        )
+        loss += float(masked_loss_sum(logits, batch.labels.to(device)).double())
+        scored += int((batch.labels != IGNORED).sum())
+    if not scored:
+        raise InputError(f"{sequences.corpus.folder}: found no token to score in {count} sequences")
+    return {"bpc": loss / scored / math.log(2), "tokens": scored, "sequences": count}
+
+
+def evaluate_folder(
+    model: str | Path, corpus: Path, split: str = "validation", limit: int | None = None, seed: int = 0
+) -> dict[str, float]:
+    """As `evaluate`, from a model folder or hub id and a corpus folder."""
+    folder = locate_model(model)
+    loaded = load_model(folder)
+    # The whole stored sequences, whatever the model's length: masks are drawn over those.
+    sequences = open_sequences(corpus, split)
+    found = tokenizer_fingerprint(folder)
+    expected = sequences.corpus.tokenizer_fingerprint
+    if found is not None and found != expected:
+        raise InputError(
+            f"{folder}: its tokenizer is {found}, expected {expected}, the one that made {corpus}"
+        )
+    if loaded.config.vocab_size < sequences.corpus.vocabulary_size:
+        raise InputError(
+            f"{folder}: found a vocabulary of {loaded.config.vocab_size}, "
+            f"expected at least {sequences.corpus.vocabulary_size} as {corpus} has"
+        )
+    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    count = len(sequences) if limit is None else min(limit, len(sequences))
+    return evaluate(loaded, sequences, corpus_masking(sequences.corpus), count, seed)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID")
+    parser.add_argument(
+        "--corpus", type=Path, required=True, metavar="DIR", help="made by pipeline.build_corpus"
+    )
+    parser.add_argument("--split", default="validation", choices=("train", "validation"))
+    parser.add_argument("--sequences", type=int, metavar="N", help="the first N only (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the masked places (default 0)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.sequences is not None and options.sequences < 1:
+            raise InputError(f"--sequences: found {options.sequences}, expected at least 1")
+        figures = evaluate_folder(
+            options.model, options.corpus, options.split, options.sequences, options.seed
+        )
+    except InputError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

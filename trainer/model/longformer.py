@@ -1,0 +1,226 @@
+"""The encoder: RoBERTa's post-LN body over windowed attention, with Hugging Face's parameter names.
+
+One class serves both architectures of the mission. `roberta` sees everything (its window covers the sequence);
+`longformer` has a window a layer. Names below the prefix are the same in `transformers`' `RobertaForMaskedLM` and
+`LongformerForMaskedLM`, so that a state dict moves between the two and this one by its prefix alone.
+
+Source: arXiv 2004.05150, section 5; LayerNorm after each residual sum as in RoBERTa.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from attention import windowed_attention
+
+Architecture = Literal["roberta", "longformer"]
+
+
+@dataclass
+class EncoderConfig:
+    """Sizes of an encoder, under the keys of Hugging Face's config.json.
+
+    `max_position_embeddings` counts the rows of the position table: the longest sequence plus the rows up to and
+    including the padding index (514 for RoBERTa's 512 tokens). `attention_window` is the total width a layer, even,
+    and empty for `roberta`. `original_max_position_embeddings` remembers how many rows a converted model had before
+    its positions were tiled; 0 where it was not converted.
+    """
+
+    architecture: Architecture
+    vocab_size: int
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 514
+    attention_window: list[int] = field(default_factory=list)
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    bos_token_id: int = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+    original_max_position_embeddings: int = 0
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence the position table reaches, in tokens."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and token-type embeddings, normalised. Positions count real tokens from pad + 1."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        pad = config.pad_token_id
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=pad)
+        self.position_embeddings = nn.Embedding(
+            config.max_position_embeddings, config.hidden_size, padding_idx=pad
+        )
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.padding_idx = pad
+        # Rows of the position table below this one are constants (table 5's last row trains the others alone).
+        self.frozen_positions = 0
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        real = (input_ids != self.padding_idx).long()
+        positions = torch.cumsum(real, dim=1) * real + self.padding_idx
+        table = self.position_embeddings.weight
+        if self.frozen_positions:
+            table = torch.cat([table[: self.frozen_positions].detach(), table[self.frozen_positions :]])
+        summed = self.word_embeddings(input_ids) + F.embedding(positions, table, self.padding_idx)
+        return self.dropout(self.LayerNorm(summed + self.token_type_embeddings.weight[0]))
+
+
+class SelfAttention(nn.Module):
+    """Windowed self-attention with local projections only: masked-language modelling has no global tokens."""
+
+    def __init__(self, config: EncoderConfig, layer: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.heads = config.num_attention_heads
+        self.window = config.attention_window[layer] if config.architecture == "longformer" else None
+        self.dropout_p = config.attention_probs_dropout_prob
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None,
+        dropout_seed: Tensor | None,
+    ) -> Tensor:
+        B, N, _ = hidden.shape
+
+        def heads(projected: Tensor) -> Tensor:
+            return projected.view(B, N, self.heads, -1).transpose(1, 2)  # (B, H, N, D)
+
+        attended = windowed_attention(
+            heads(self.query(hidden)),
+            heads(self.key(hidden)),
+            heads(self.value(hidden)),
+            2 * N if self.window is None else self.window,
+            attention_mask=attention_mask,
+            document_ids=document_ids,
+            dropout_p=self.dropout_p if self.training else 0.0,
+            dropout_seed=dropout_seed,
+        )
+        return attended.transpose(1, 2).reshape(B, N, -1)
+
+
+class ResidualOutput(nn.Module):
+    """Projection, dropout, residual sum, LayerNorm."""
+
+    def __init__(self, inputs: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
+
+
+class Attention(nn.Module):
+    """Self-attention and its output projection, under the names `attention.self` and `attention.output`."""
+
+    def __init__(self, config: EncoderConfig, layer: int) -> None:
+        super().__init__()
+        self.self = SelfAttention(config, layer)
+        self.output = ResidualOutput(config.hidden_size, config)
+
+
+class Intermediate(nn.Module):
+    """The feed-forward block's first half, with the exact (erf) GELU."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.gelu(self.dense(hidden))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: EncoderConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.intermediate = Intermediate(config)
+        self.output = ResidualOutput(config.intermediate_size, config)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None,
+        dropout_seed: Tensor | None,
+    ) -> Tensor:
+        attended = self.attention.self(hidden, attention_mask, document_ids, dropout_seed)
+        hidden = self.attention.output(attended, hidden)
+        return self.output(self.intermediate(hidden), hidden)
+
+
+class LayerStack(nn.Module):
+    """The layers under the name `encoder.layer`."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([Layer(config, index) for index in range(config.num_hidden_layers)])
+
+
+class Encoder(nn.Module):
+    """Token ids (B, N) to hidden states (B, N, hidden_size)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = LayerStack(config)
+        self.activation_checkpointing = False
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        dropout_seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Encode a batch.
+
+        attention_mask (B, N) is 1 at real tokens, None where all are real; document_ids (B, N) keep packed documents
+        apart, None lets them see each other; dropout_seeds (B, layers) int64 fix the attention dropout, None draws.
+        """
+        hidden = self.embeddings(input_ids)
+        for index, layer in enumerate(self.encoder.layer):
+            seed = None if dropout_seeds is None else dropout_seeds[:, index]
+            if self.activation_checkpointing and self.training:
+                hidden = checkpoint(layer, hidden, attention_mask, document_ids, seed, use_reentrant=False)
+            else:
+                hidden = layer(hidden, attention_mask, document_ids, seed)
+        return hidden
+
+
+def initialise(module: nn.Module, standard_deviation: float) -> None:
+    """RoBERTa's initialisation: normal weights, zero biases and padding rows, unit LayerNorms."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=standard_deviation)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            nn.init.zeros_(part.weight[part.padding_idx])
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
