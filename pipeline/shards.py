@@ -15,13 +15,13 @@ A row's other columns have one entry for each *piece*, the part of one document 
 
 - `documents`: the document's id, and `sources`: the name of its source.
 - `document_starts`: the piece's first position in the row; 0 for the first, strictly increasing. A piece ends
-  where the next one starts, the last one at the row's real length. So the leading `<s>` is in the first piece,
-  the `</s>` after a document in that document's piece, and the closing `</s>` in the last piece.
+  where the next one starts, the last one at the row's real length. So the leading `<s>` is in the first
+  piece, the `</s>` after a document in that document's piece, and the closing `</s>` in the last piece.
 - `document_offsets`: how many of the document's tokens come before the piece. The piece's first *document*
   token is at position 1 in the first piece (after `<s>`), at `document_starts` in the others.
 
-Where a document fills a sequence to its last stream position, its `</s>` is the first stream token of the next
-one; that sequence then begins with a piece of no document tokens, `<s> </s>`, whose offset is the document's
+Where a document fills a sequence to its last stream position, its `</s>` is the first stream token of the
+next one; that sequence then begins with a piece of no document tokens, `<s> </s>`, whose offset is the document's
 length.
 """
 
@@ -89,14 +89,26 @@ def write_shard(
     document_offsets: Sequence[Sequence[int]],
     sources: Sequence[Sequence[str]],
 ) -> WrittenFile:
-    """Publishes one shard: whole under its name, or not there.
+    """Publishes one shard at a local path: whole under its name, or not there.
 
     `input_ids` is (sequences, sequence_length) of the schema's type; each other argument has one entry a
     sequence, a list with one item a piece. The same arguments give the same bytes.
     """
+    columns = (document_starts, documents, document_offsets, sources)
+    return write_atomically(path, serialise_shard(schema, input_ids, *columns))
+
+
+def serialise_shard(
+    schema: pa.Schema,
+    input_ids: np.ndarray,
+    document_starts: Sequence[Sequence[int]],
+    documents: Sequence[Sequence[str]],
+    document_offsets: Sequence[Sequence[int]],
+    sources: Sequence[Sequence[str]],
+) -> pa.Buffer:
+    """The bytes that `write_shard` publishes."""
     flat = pa.array(np.ascontiguousarray(input_ids).reshape(-1))
-    ids = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("input_ids").type)
-    columns = [ids]
+    columns = [pa.FixedSizeListArray.from_arrays(flat, type=schema.field("input_ids").type)]
     for name, values in (
         ("document_starts", document_starts),
         ("documents", documents),
@@ -104,18 +116,18 @@ def write_shard(
         ("sources", sources),
     ):
         columns.append(pa.array(values, type=schema.field(name).type))
-    return write_arrow(path, pa.record_batch(columns, schema=schema))
+    return serialise_arrow(pa.record_batch(columns, schema=schema))
 
 
-def write_arrow(path: str | Path, batch: pa.RecordBatch) -> WrittenFile:
-    """Publishes `batch` as an uncompressed Arrow IPC file, atomically."""
+def serialise_arrow(batch: pa.RecordBatch) -> pa.Buffer:
+    """`batch` as an uncompressed Arrow IPC file."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return write_atomically(path, sink.getvalue())
+    return sink.getvalue()
 
 
-def write_atomically(path: str | Path, content: bytes | memoryview | pa.Buffer) -> WrittenFile:
+def write_atomically(path: str | Path, content: bytes | pa.Buffer) -> WrittenFile:
     """Writes beside `path`, flushes to the disk and renames: a reader sees all of it or nothing.
 
     Two writers of the same path do not meet: each has its own temporary name, and the last rename wins.

@@ -51,7 +51,7 @@ class Tokenizer:
         backend.no_truncation()
         self._backend = backend
         self.bos_id, self.pad_id, self.eos_id, self.unk_id, self.mask_id = (
-            backend.token_to_id(token) for token in SPECIAL_TOKENS
+            _known_id(backend, token) for token in SPECIAL_TOKENS
         )
         settings = json.loads(backend.to_str())
         self.vocabulary_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -59,6 +59,9 @@ class Tokenizer:
         self.special_ids: frozenset[int] = _special_ids(settings)
         """Ids that no text gives: declared special tokens, and entries no merge leads to. Neither masking
         nor random replacement may touch or produce them."""
+        self.covers_bytes: bool = _covers_bytes(settings)
+        """Whether each token stands for at least one byte of the text, so that a text of n bytes cannot have
+        more than n tokens."""
         self.fingerprint: str = _fingerprint(settings)
         """16 hexadecimal digits over everything that decides the ids of a text, and the special ids."""
 
@@ -119,7 +122,7 @@ def load_tokenizer(location: str | Path) -> Tokenizer:
         return Tokenizer(_read_tokenizer_json(path), str(path))
     if path.is_dir():
         return Tokenizer(_read_folder(path), str(path))
-    # "data/tokenizer" has the form of a hub id; where "data" is a folder here, it is a path with a slip in it.
+    # "data/tokenizer" has the form of a hub id; where "data" is a folder here, it is a path with a slip.
     inside_a_folder = path.parent != Path() and path.parent.is_dir()
     if inside_a_folder or not _HUB_ID.fullmatch(str(location)):
         raise ValueError(
@@ -174,6 +177,12 @@ def _read_hub(name: str) -> tokenizers.Tokenizer:
         ) from error
 
 
+def _known_id(backend: tokenizers.Tokenizer, token: str) -> int:
+    index = backend.token_to_id(token)
+    assert index is not None
+    return index
+
+
 def _special_ids(settings: Mapping[str, Any]) -> frozenset[int]:
     special = {token["id"] for token in settings["added_tokens"] if token["special"]}
     model = settings["model"]
@@ -187,6 +196,16 @@ def _special_ids(settings: Mapping[str, Any]) -> frozenset[int]:
             if len(token) > 1 and token not in reachable and token not in added
         }
     return frozenset(special)
+
+
+def _covers_bytes(settings: Mapping[str, Any]) -> bool:
+    splitter = settings["pre_tokenizer"] or {}
+    return (
+        settings["model"]["type"] == "BPE"
+        and settings["normalizer"] is None
+        and splitter.get("type") == "ByteLevel"
+        and not splitter.get("add_prefix_space")
+    )
 
 
 def _fingerprint(settings: Mapping[str, Any]) -> str:

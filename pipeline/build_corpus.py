@@ -1,0 +1,274 @@
+"""Builds a corpus: raw sources in, sealed Arrow shards out. `python -m pipeline.build_corpus --help`."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.config import LoadedConfig, load_config
+from pipeline.errors import BuildError
+from pipeline.progress import Progress, say
+from pipeline.shards import MANIFEST, read_manifest
+from pipeline.stages.encode import TOKENIZER_FOLDER, EncodeUnit
+from pipeline.stages.pack import Layout, plan_shards
+from pipeline.stages.plan import SourcePlan, make_plan
+from pipeline.stages.seal import describe_inputs, seal
+from pipeline.stages.select import SelectUnit
+from pipeline.stages.split import within_limit
+from pipeline.storage import Storage, Stores, open_storage
+from pipeline.units import Record, Unit, find_record
+
+BEGUN = "build.json"
+"""In the output while a build is under way: for which configuration."""
+
+_HELP = """\
+Builds a corpus for long-document pretraining: reads books, Wikipedia, news, stories or your own text files,
+tokenises them, removes duplicates, and packs them into sequences of one length.
+
+  python -m pipeline.build_corpus --config my.yaml --output corpus            on this machine, with Ray
+  python -m pipeline.build_corpus --config my.yaml --output corpus --local    without Ray, in this process
+  python -m pipeline.build_corpus --config my.yaml --output corpus --plan     only say what would be done
+  ray job submit --working-dir . -- python -m pipeline.build_corpus ...       on a cluster; absolute paths then
+
+The smallest configuration, for a folder of .txt, .jsonl or .parquet files:
+
+  tokenizer: FacebookAI/roberta-base      # or a tokenizer.json, or a folder with vocab.json and merges.txt
+  sources:
+    - {kind: text, path: /data/documents}
+
+More of them, with every key explained, lie in pipeline/configs. The output is a folder with train/*.arrow and
+validation/*.arrow (open them with pipeline.shards.open_corpus or datasets.load_dataset("arrow", ...)),
+manifest.json, report.html, the tokenizer, and quarantine/ with what could not be read.
+
+Stopped or killed, at any moment: run the same command again. It goes on where it was, and the shards come out
+the same, byte for byte, as they do for any number of workers.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. 0 where the corpus is there, 2 where the user has to change something first."""
+    options = _parser().parse_args(arguments)
+    try:
+        build(options)
+    except BuildError as error:
+        print(f"build_corpus: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build(options: argparse.Namespace) -> None:
+    """Builds the corpus that the options ask for, or the part of it that is still missing."""
+    output = open_storage(options.output)
+    work = open_storage(options.work) if options.work else Storage(output.root / ".work")
+    loaded = load_config(options.config)
+    plans = make_plan(loaded, options.limit)
+    if options.plan:
+        _print_plan(plans)
+        return
+    stores = Stores(work=work, output=output)
+    identity = _identity(loaded, options.limit, plans)
+    if _is_finished(output, identity):
+        say(f"{output.root} holds this corpus already; nothing to do")
+        return
+    _begin(output, identity)
+    manifest = _build(loaded, options, plans, stores)
+    output.remove(BEGUN)
+    if not options.keep_work:
+        _remove_work(work)
+    sizes = ", ".join(f"{split['sequences']:,} {name}" for name, split in manifest["splits"].items())
+    say(f"sealed  {output.root}: {sizes} sequences of {manifest['sequence_length']:,} tokens")
+    say(f"        see {output.path('report.html')}")
+
+
+def _build(
+    loaded: LoadedConfig, options: argparse.Namespace, plans: Sequence[SourcePlan], stores: Stores
+) -> dict[str, Any]:
+    config, tokenizer = loaded.config, loaded.tokenizer
+    tokenizer.save(stores.work.path(TOKENIZER_FOLDER))
+    stages = _Stages(stores, options.local, options.max_cpus)
+    try:
+        split_all = iter(stages.run("split", [unit for plan in plans for unit in plan.units]))
+        split = [within_limit([next(split_all) for _ in plan.units], options.limit) for plan in plans]
+        encoded = stages.run(
+            "encode",
+            [
+                EncodeUnit.of(chunk, take, plan.source, config, tokenizer.fingerprint)
+                for plan, records in zip(plans, split, strict=True)
+                for _, chunks in records
+                for chunk, take in chunks
+            ],
+        )
+        if not any(record.facts["kept"]["documents"] for record in encoded):
+            raise BuildError(_nothing_left(encoded))
+        selection = SelectUnit.of(encoded, config)
+        [selected] = stages.run("select", [selection])
+        packed = stages.run("pack", plan_shards(selection, selected, config, Layout.of(config, tokenizer)))
+        records = [[record for record, _ in taken] for taken in split]
+        return seal(loaded, options.limit, plans, records, encoded, selected, packed, stores, stages.seconds)
+    finally:
+        stages.close()
+
+
+class _Stages:
+    """Runs the units of one stage after the other, only those that did not run before."""
+
+    def __init__(self, stores: Stores, local: bool, max_cpus: int | None) -> None:
+        from pipeline.runner import LocalRunner, RayRunner, Runner
+
+        self._stores = stores
+        self._runner: Runner = LocalRunner() if local else RayRunner(max_cpus)
+        self.seconds: dict[str, float] = {}
+
+    def run(self, stage: str, units: Sequence[Unit]) -> list[Record]:
+        """The records of `units`, in their order."""
+        records = {unit.id: record for unit in units if (record := find_record(unit, self._stores))}
+        missing = [unit for unit in units if unit.id not in records]
+        # Two chunks with the same content are one unit: run once, read twice.
+        missing = list({unit.id: unit for unit in missing}.values())
+        progress = Progress(stage, len(units), len(records), sum(unit.size for unit in missing))
+        for unit, record in self._runner.run(missing, self._stores):
+            records[unit.id] = record
+            progress.advance(unit.size)
+        progress.end()
+        self.seconds[stage] = sum(record.seconds for record in records.values())
+        return [records[unit.id] for unit in units]
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def _identity(loaded: LoadedConfig, limit: int | None, plans: Sequence[SourcePlan]) -> dict[str, Any]:
+    """What makes this corpus this corpus: two builds into one output must agree in it."""
+    return {
+        "config": loaded.config.plain(),
+        "limit": limit,
+        "tokenizer": loaded.tokenizer.fingerprint,
+        "inputs": describe_inputs(plans),
+    }
+
+
+def _is_finished(output: Storage, identity: Mapping[str, Any]) -> bool:
+    """Whether the output is this corpus, sealed. BuildError where it is another one, or no corpus at all."""
+    if output.size(MANIFEST) is not None:
+        manifest = read_manifest(output.root)
+        sealed = {
+            **{key: manifest[key] for key in identity},
+            "tokenizer": manifest["tokenizer"]["fingerprint"],
+        }
+        _refuse_other(output, "holds", sealed, identity)
+        return True
+    if output.size(BEGUN) is not None:
+        begun = json.loads(output.read(BEGUN))
+        # Inputs may have been put right since: unfinished, nothing of the old ones is in the result.
+        _refuse_other(output, "was begun as", {**begun, "inputs": identity["inputs"]}, identity)
+    elif output.root.exists() and (not output.root.is_dir() or any(output.root.iterdir())):
+        raise BuildError(f"{output.root}: exists and is no corpus; expected a new or an empty folder")
+    return False
+
+
+def _refuse_other(output: Storage, verb: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    differences = _differences(there, here)
+    if differences:
+        listed = "\n".join(f"  {difference}" for difference in differences[:20])
+        raise BuildError(
+            f"{output.root} {verb} another corpus; choose another --output, or remove it. There and here:\n{listed}"
+        )
+
+
+def _differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """The keys in which two plain values differ, with both values."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        keys = [*there, *(k for k in here if k not in there)]
+        return [
+            d for k in keys for d in _differences(there.get(k), here.get(k), f"{key}.{k}" if key else str(k))
+        ]
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        return [
+            d
+            for i, (a, b) in enumerate(zip(there, here, strict=True))
+            for d in _differences(a, b, f"{key}[{i}]")
+        ]
+    if there == here:
+        return []
+    return [f"{key.removeprefix('config.')}: {_brief(there)}, {_brief(here)}"]
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _begin(output: Storage, identity: Mapping[str, Any]) -> None:
+    output.publish(BEGUN, (json.dumps(identity, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _nothing_left(encoded: Sequence[Record]) -> str:
+    reasons: dict[str, int] = {}
+    for record in encoded:
+        for reason, tally in record.facts["dropped"].items():
+            reasons[reason] = reasons.get(reason, 0) + tally["documents"]
+    read = sum(record.facts["read"] for record in encoded)
+    listed = (
+        ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())) or "none was readable"
+    )
+    return f"of {read:,} documents none is left: {listed}; expected at least one"
+
+
+def _remove_work(work: Storage) -> None:
+    """Removes what a build keeps in its work storage, and the folder itself where nothing else is in it."""
+    for stage in ("split", "encode", "select", "pack", TOKENIZER_FOLDER):
+        shutil.rmtree(work.path(stage), ignore_errors=True)
+    if work.root.is_dir() and not any(work.root.iterdir()):
+        work.root.rmdir()
+
+
+def _print_plan(plans: Sequence[SourcePlan]) -> None:
+    for plan in plans:
+        size = sum(item.bytes for item in plan.inputs)
+        say(
+            f"{plan.source.name}: {len(plan.inputs):,} files, {size / 1e6:,.1f} MB, {len(plan.units):,} split units"
+        )
+        for unit in plan.units:
+            first = unit.inputs[0].key
+            more = f" and {len(unit.inputs) - 1:,} more" if len(unit.inputs) > 1 else ""
+            say(f"  {unit.id}  {unit.size / 1e6:10,.1f} MB  {first}{more}")
+    units = [unit for plan in plans for unit in plan.units]
+    megabytes = sum(unit.size for unit in units) / 1e6
+    say(f"in all {len(units):,} split units, {megabytes:,.1f} MB; nothing was written")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pipeline.build_corpus", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="the corpus's configuration, YAML")
+    add(
+        "--output",
+        required=True,
+        metavar="PATH",
+        help="the folder of the corpus; new, empty, or begun before",
+    )
+    add(
+        "--work",
+        metavar="PATH",
+        help="where intermediate files go (default: OUTPUT/.work); every worker must see it",
+    )
+    add("--local", action="store_true", help="run in this process, without Ray")
+    add("--max-cpus", type=_positive, metavar="N", help="use at most N CPUs of Ray's (default: all)")
+    add("--plan", action="store_true", help="print the units of work and their sizes, write nothing")
+    add("--limit", type=_positive, metavar="N", help="read only the first N documents of each source")
+    add("--keep-work", action="store_true", help="leave the intermediate files for another build")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""The configuration of a corpus: its keys, their defaults, and one list of everything wrong with it.
+
+    tokenizer: roberta/tokenizer.json   # a file, a folder with vocab.json and merges.txt, or a hub id
+    sequence_length: 4096
+    seed: 0
+    sources:
+      - kind: text                      # books, wikipedia, realnews, stories or text
+        path: documents                 # a file, folder, glob or URI, or a list of them
+    filters:
+      - {name: length, minimum_bytes: 200}
+
+Local paths are relative to the configuration file; `~` and `$VARIABLE` are expanded. Under `ray job submit
+--working-dir .` the configuration is uploaded but data are not: give absolute paths or URIs there.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError, InputError
+from pipeline.fetch import Input, find_inputs
+from pipeline.filters import Filter
+from pipeline.sources import SOURCES
+from pipeline.sources.reading import accepts
+from pipeline.sources.source import Source
+from pipeline.tokenizer import Tokenizer, load_tokenizer
+
+_UPLOADED = (
+    "; relative paths start at the configuration file, and `ray job submit --working-dir` uploads no data: "
+    "give an absolute path or a URI there"
+)
+
+
+def _fraction(value: object) -> object:
+    """A share as the YAML spells it: 0.25, or "1/3", which no decimal number is."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            return Fraction(str(value))
+        except (ValueError, ZeroDivisionError):
+            pass
+    if isinstance(value, Fraction):
+        return value
+    raise ValueError('expected a number or a fraction such as "1/3"')
+
+
+def _list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Share = Annotated[Fraction, BeforeValidator(_fraction), Field(ge=0, le=1)]
+
+
+class SourceConfig(BaseModel):
+    """One entry of `sources`. Its place in the list is its priority: of two documents with the same text the
+    one from the earlier source is kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["books", "wikipedia", "realnews", "stories", "text"]
+    path: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list), Field(min_length=1)
+    ]
+    """Where the documents are: files, folders, globs, URIs."""
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = ""
+    """Begins the ids of its documents; the kind, if left out."""
+    sample: Share | None = None
+    """The fraction of its documents to keep, chosen by hash; 1/3 for realnews and stories, else 1."""
+    minimum_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The shortest document to keep; 1,201 for realnews ("more than 1,200"), else 1."""
+    maximum_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The longest document to keep; no limit, if left out."""
+    budget: Annotated[int, Field(ge=1)] | None = None
+    """At most so many tokens of this source, documents chosen by hash; no limit, if left out."""
+    separator: Annotated[str, Field(min_length=1)] = "\n"
+    """What ends a document in a text file of kind stories: a line end, two (blank lines), or the content of a
+    line."""
+    licence: str = ""
+    """Under which licence the texts are; goes into the manifest and the report."""
+    terms: str = ""
+    """The terms that using this source means accepting, or where they are stated."""
+    accept_terms: bool = False
+    """Must be true for a source with `terms`."""
+
+    @property
+    def reader(self) -> Source:
+        return SOURCES[self.kind](separator=self.separator)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        kind = data.get("kind") if isinstance(data, Mapping) else None
+        if not isinstance(kind, str) or kind not in SOURCES:
+            return data
+        source = SOURCES[kind]
+        defaults = {"name": kind, "sample": source.sample, "minimum_tokens": source.minimum_tokens}
+        return {**data, **{key: value for key, value in defaults.items() if data.get(key) in (None, "")}}
+
+    @model_validator(mode="after")
+    def _terms_are_accepted(self) -> "SourceConfig":
+        if self.terms and not self.accept_terms:
+            raise ValueError(
+                f"accept_terms: this source has terms; set it to true if you accept them: {self.terms}"
+            )
+        return self
+
+
+class Config(BaseModel):
+    """A whole configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokenizer: Annotated[str, Field(min_length=1)]
+    """tokenizer.json, a folder with it or with vocab.json and merges.txt, or the id of a model on the hub."""
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = 4096
+    """Tokens a sequence, `<s>` and `</s>` included."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides sample, order, budget and split."""
+    filters: tuple[Filter, ...] = ()
+    validation_fraction: Share = Fraction(1, 100)
+    """The fraction of documents held out as the validation split, by the hash of their text. Unless it is 0
+    there is at least one from two kept documents on, and at least one stays in train."""
+    shard_sequences: Annotated[int, Field(ge=1)] = 8192
+    """Sequences a shard."""
+    chunk_bytes: Annotated[int, Field(ge=1)] = 64_000_000
+    """About how much text a unit of work holds. Changes memory and overhead, never the corpus."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Config":
+        names = [source.name for source in self.sources]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"sources: {names.count(name)} of them have the name {name!r}; give each its own `name`"
+            )
+        for item in self.filters:
+            unknown = sorted(set(item.sources or ()) - set(names))
+            if unknown:
+                raise ValueError(f"filters: {item.name}: no source is named {', '.join(unknown)}")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """Every key with its value, of types that JSON has: what the manifest records and a resumed build must
+        agree with. `chunk_bytes` is left out, since no byte of the corpus depends on it."""
+        return self.model_dump(mode="json", exclude={"chunk_bytes"})
+
+
+class LoadedConfig(BaseModel):
+    """A configuration that was checked against the world: its tokenizer loads, its paths lead to files."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
+
+    config: Config
+    tokenizer: Tokenizer
+    inputs: tuple[tuple[Input, ...], ...]
+    """For each source, its files, sorted by key; without versions yet."""
+
+
+def load_config(file: str | Path) -> LoadedConfig:
+    """Reads and checks a configuration. Raises ConfigError with all its problems at once."""
+    path = Path(file)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            str(file), [f"cannot be read: {getattr(error, 'strerror', None) or error}"]
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(str(file), [f"not YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(data, dict):
+        raise ConfigError(str(file), [f"expected keys and values, found {data!r}"])
+    problems = []
+    config = None
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        problems += [_problem(details) for details in error.errors()]
+    # Looked at even where other keys are wrong, so that one run tells everything.
+    folder = path.absolute().parent
+    tokenizer = _load_tokenizer(data.get("tokenizer"), folder, problems)
+    inputs = _find_all_inputs(data.get("sources"), folder, problems)
+    if problems or config is None or tokenizer is None:
+        raise ConfigError(str(file), problems)
+    return LoadedConfig(config=config, tokenizer=tokenizer, inputs=tuple(inputs))
+
+
+def _load_tokenizer(location: object, folder: Path, problems: list[str]) -> Tokenizer | None:
+    if not isinstance(location, str) or not location:
+        return None
+    try:
+        expanded = _expand(location)
+        beside = folder / expanded
+        return load_tokenizer(beside if beside.exists() else expanded)
+    except (ValueError, InputError) as error:
+        problems.append(f"tokenizer: {str(error).removeprefix('tokenizer ')}")
+        return None
+
+
+def _find_all_inputs(sources: object, folder: Path, problems: list[str]) -> Iterator[tuple[Input, ...]]:
+    found = []
+    for number, source in enumerate(sources if isinstance(sources, list) else []):
+        kind, paths = (
+            (source.get("kind"), _list(source.get("path"))) if isinstance(source, dict) else (None, None)
+        )
+        if not isinstance(kind, str) or kind not in SOURCES or not isinstance(paths, Sequence):
+            continue
+        try:
+            absolute = [_absolute(path, folder) for path in paths if isinstance(path, str) and path]
+            found.append(tuple(find_inputs(absolute, lambda name, k=kind: accepts(SOURCES[k], name))))
+        except InputError as error:
+            hint = _UPLOADED if "no such file" in str(error) else ""
+            problems.append(f"sources[{number}].path: {error}{hint}")
+    return iter(found)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    expanded = _expand(path)
+    return expanded if "://" in expanded else str(folder / expanded)
+
+
+def _expand(path: str) -> str:
+    expanded = os.path.expandvars(str(Path(path).expanduser()) if path.startswith("~") else path)
+    unset = re.search(r"\$(\w+|\{\w+\})", expanded)
+    if unset:
+        raise InputError(f"{path}: the environment variable {unset[1].strip('{}')} is not set")
+    return expanded
+
+
+def _problem(details: Mapping[str, Any]) -> str:
+    """One pydantic error as `key: what was expected; found …`."""
+    location = [part for part in details["loc"] if part not in ("length", "symbols", "repeated_lines")]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    kind, message = details["type"], details["msg"]
+    if kind == "missing":
+        return f"{key}: missing; this key is needed"
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_did_you_mean(location)}; found {details['input']!r}"
+    message = message.removeprefix("Value error, ").replace("Input should be", "expected")
+    if kind == "value_error" and ("; " in message or ": " in message):
+        return f"{key}.{message}" if key else message
+    return f"{key}: {message[0].lower()}{message[1:]}; found {details['input']!r}"
+
+
+def _did_you_mean(location: list[Any]) -> str:
+    model: type[BaseModel] = SourceConfig if location[0] == "sources" else Config
+    if location[0] == "filters":
+        return ""
+    close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
+    return f", perhaps {close[0]!r} was meant" if close else f"; known are {', '.join(model.model_fields)}"

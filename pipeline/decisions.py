@@ -1,0 +1,34 @@
+"""Decisions by hash: the same document meets the same fate whoever decides, wherever and in which order.
+
+Each decision hashes its own name. With one hash for all of them they would be entangled: the third of a source
+that is sampled by its small hashes would also come first in the order.
+"""
+
+import hashlib
+from fractions import Fraction
+
+HASH_VALUES = 1 << 64
+
+
+def decision_hash(decision: str, seed: int, subject: str | bytes) -> int:
+    """A uniform 64-bit integer for one `decision` ("order", "sample", …) about one subject."""
+    content = subject.encode() if isinstance(subject, str) else subject
+    key = f"{decision}\0{seed}\0".encode()
+    return int.from_bytes(hashlib.blake2b(key + content, digest_size=8).digest(), "big")
+
+
+def threshold(fraction: Fraction) -> int:
+    """Hashes below this are a `fraction` of all: 0 for none, 2**64 for all."""
+    return int(fraction * HASH_VALUES)
+
+
+def text_hash(text: str) -> bytes:
+    """16 bytes that two texts share when they differ in case and white space only."""
+    normalised = " ".join(text.split()).casefold()
+    return hashlib.blake2b(normalised.encode(), digest_size=16).digest()
+
+
+def content_id(*parts: object) -> str:
+    """20 hexadecimal digits naming whatever `parts` print as: the id of a unit of work."""
+    content = "\0".join(map(repr, parts))
+    return hashlib.sha256(content.encode()).hexdigest()[:20]

@@ -1,0 +1,112 @@
+"""Runs units of work: on Ray, or one after the other in this process. The only file that imports ray.
+
+Both give the same records, whatever the order they come in. Units travel to the workers and records back;
+nothing larger goes through Ray's object store.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from pipeline.errors import BuildError
+from pipeline.storage import Stores
+from pipeline.units import Record, Unit, execute
+
+TASK_MEMORY = 600 << 20
+"""Bytes declared for a task, so that Ray puts no more of them on a machine than fit."""
+RETRIES = 5
+"""How often a unit is started again when its worker dies."""
+
+
+class Runner(Protocol):
+    """Where units run."""
+
+    def run(self, units: Sequence[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
+        """Each unit with its record, as they finish. BuildError where an input is at fault."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalRunner:
+    """One unit after the other, in this process; the tokenizer may use all its cores."""
+
+    def run(self, units: Sequence[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
+        for unit in units:
+            yield unit, execute(unit, stores)
+
+    def close(self) -> None:
+        pass
+
+
+class RayRunner:
+    """Core tasks of one CPU each, on the cluster that RAY_ADDRESS names (a job's does), else on a Ray of this
+    machine's own, which ends with the build."""
+
+    def __init__(self, max_cpus: int | None) -> None:
+        import ray
+
+        self._ray = ray
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        options: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": "warning",
+            "runtime_env": {"env_vars": environment},
+        }
+        try:
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(**options)
+            else:
+                os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+                cpus = {} if max_cpus is None else {"num_cpus": max_cpus}
+                ray.init(
+                    address="local", include_dashboard=False, object_store_memory=100 << 20, **cpus, **options
+                )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            address = os.environ.get("RAY_ADDRESS", "local")
+            raise BuildError(
+                f"Ray at {address!r} cannot be reached: {error}; --local needs no Ray"
+            ) from error
+        resources = ray.cluster_resources()
+        cpus_there = int(resources.get("CPU", 0))
+        if cpus_there < 1:
+            ray.shutdown()
+            raise BuildError(f"the Ray cluster has {cpus_there} CPUs; a unit of work needs one")
+        self.cpus = min(cpus_there, max_cpus or cpus_there)
+        # A task that asks for more memory than any machine has would wait for ever.
+        memory = min(TASK_MEMORY, *(int(n["Resources"].get("memory", 0)) for n in ray.nodes() if n["Alive"]))
+        self._task = ray.remote(num_cpus=1, memory=memory, max_retries=RETRIES)(_execute)
+
+    def run(self, units: Sequence[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
+        # Largest first, so that the last ones to finish are small; two a CPU, so that none waits for work.
+        waiting = iter(sorted(units, key=lambda unit: -unit.size))
+        running: dict[Any, Unit] = {}
+        in_flight = 2 * self.cpus if len(self._ray.nodes()) > 1 else self.cpus + 1
+        while True:
+            for unit in waiting:
+                running[self._task.remote(unit, stores)] = unit
+                if len(running) >= in_flight:
+                    break
+            if not running:
+                return
+            ready, _ = self._ray.wait(list(running), num_returns=1)
+            for reference in ready:
+                unit = running.pop(reference)
+                result = self._ray.get(reference)
+                if isinstance(result, BuildError):
+                    for other in running:
+                        self._ray.cancel(other, force=True)
+                    raise result
+                yield unit, result
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+def _execute(unit: Unit, stores: Stores) -> Record | BuildError:
+    # An input that is at fault is an answer, not a failure to retry.
+    try:
+        return execute(unit, stores)
+    except BuildError as error:
+        return error

@@ -1,0 +1,216 @@
+"""Reading documents out of files: text, rows, and archives of those, as streams in bounded memory.
+
+Every file is one of: text (.txt), rows (.jsonl, .parquet), or an archive of such files (.tar, .zip), and all
+but parquet and zip may be compressed (.gz, .bz2, .xz). A document's id says where it is: the input's key, the
+member of an archive after it, and `#7` for the seventh row without an id of its own. So it does not change
+with what else is read, nor with the order of reading.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import PurePosixPath
+from typing import IO, Any, BinaryIO, cast
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.documents import INVALID_JSON, INVALID_UTF8, NO_TEXT, Document, Quarantined
+from pipeline.errors import BuildError, InputError
+from pipeline.fetch import Input, open_input, sequential
+from pipeline.sources.source import Source
+
+_COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
+_ROWS = frozenset({".jsonl", ".json", ".ndjson"})
+_TAR_BLOCK = 512
+
+_TORN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+
+
+def accepts(source: type[Source], name: str) -> bool:
+    """Whether `name` says a format that sources of this kind are read from."""
+    return _holds_documents(source, name) or _format(name)[0] in (".tar", ".zip")
+
+
+def is_small_file(name: str) -> bool:
+    """Whether a file of this name is worth reading together with others: neither an archive nor rows."""
+    return _format(name) == (".txt", "")
+
+
+def read_documents(source: Source, item: Input) -> Iterator[Document | Quarantined]:
+    """The documents of one input, in the order of the file, ids without the source's name.
+
+    Raises InputError where the file is torn, changes its size or is not of the format its name says.
+    """
+    try:
+        with ExitStack() as opened:
+            stream = opened.enter_context(open_input(item))
+            yield from _read_file(source, item, stream)
+    except BuildError:
+        raise
+    except _TORN as error:
+        raise InputError(f"{item.uri}: truncated or damaged: {error or type(error).__name__}") from error
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{item.uri}: not a whole parquet file: {error}") from error
+    except OSError as error:
+        raise InputError(f"{item.uri}: cannot be read: {error}") from error
+
+
+def _format(name: str) -> tuple[str, str]:
+    """(format, compression) by the name's endings, such as (".tar", ".gz")."""
+    path = PurePosixPath(name.lower())
+    suffixes = PurePosixPath(path.stem + _SHORT_NAMES.get(path.suffix, path.suffix)).suffixes
+    if suffixes and suffixes[-1] in _COMPRESSIONS:
+        return (suffixes[-2] if len(suffixes) > 1 else "", suffixes[-1])
+    return (suffixes[-1] if suffixes else "", "")
+
+
+def _holds_documents(source: type[Source], name: str) -> bool:
+    kind, compression = _format(name)
+    if kind == ".parquet":
+        return not compression
+    return kind in _ROWS or (kind == ".txt" and source.reads_text_files)
+
+
+def _read_file(source: Source, item: Input, stream: BinaryIO) -> Iterator[Document | Quarantined]:
+    kind, compression = _format(item.key)
+    if kind == ".parquet":
+        yield from _read_parquet(source, item.key, stream)
+    elif kind == ".zip":
+        yield from _read_zip(source, item.key, stream)
+    else:
+        whole = sequential(stream, item)
+        if kind == ".tar":
+            yield from _read_tar(source, item, _decompressed(whole, compression))
+        else:
+            yield from _read_plain(source, item.key, _decompressed(whole, compression))
+
+
+def _decompressed(stream: BinaryIO, compression: str) -> BinaryIO:
+    if not compression:
+        return stream
+    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, _COMPRESSIONS[compression](stream)), 1 << 20))
+
+
+def _read_plain(source: Source, name: str, stream: IO[bytes]) -> Iterator[Document | Quarantined]:
+    if _format(name)[0] in _ROWS:
+        yield from _read_jsonl(source, name, stream)
+    else:
+        yield from _read_text(source, name, stream)
+
+
+def _read_text(source: Source, name: str, stream: IO[bytes]) -> Iterator[Document | Quarantined]:
+    many = type(source).text_file is not Source.text_file
+    for line, content in source.text_file(stream):
+        try:
+            text = source.text(content)
+        except UnicodeDecodeError as error:
+            yield _invalid_utf8(f"{name}, document at line {line}" if many else name, error)
+            continue
+        yield Document(f"{name}#{line}" if many else name, text)
+
+
+def _read_jsonl(source: Source, name: str, stream: IO[bytes]) -> Iterator[Document | Quarantined]:
+    for number, line in enumerate(stream, 1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not line.strip():
+            continue
+        position = f"{name}, line {number}"
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            yield _unreadable_line(position, line, error)
+        else:
+            yield _from_row(source, name, number, row, position)
+
+
+def _read_parquet(source: Source, name: str, stream: BinaryIO) -> Iterator[Document | Quarantined]:
+    file = pq.ParquetFile(stream)
+    columns = [column for column in ("id", "text") if column in file.schema_arrow.names]
+    if "text" not in columns:
+        raise InputError(f"{name}: no column 'text'; it has {', '.join(file.schema_arrow.names)}")
+    number = 0
+    for batch in file.iter_batches(batch_size=256, columns=columns):
+        for row in batch.to_pylist():
+            number += 1
+            yield _from_row(source, name, number, row, f"{name}, row {number}")
+
+
+def _read_tar(source: Source, item: Input, stream: BinaryIO) -> Iterator[Document | Quarantined]:
+    watched = _LastBlock(stream)
+    with tarfile.open(fileobj=cast(Any, watched), mode="r|") as archive:
+        for member in archive:
+            if member.isfile() and _holds_documents(type(source), member.name):
+                content = archive.extractfile(member)
+                assert content is not None
+                yield from _read_member(source, f"{item.key}/{_clean(member.name)}", content)
+    while watched.read(1 << 20):
+        pass  # to the end, so that the checksum of the compression is looked at
+    if watched.last.strip(b"\0"):
+        # tarfile takes an archive that was cut between two members for a whole one.
+        raise InputError(f"{item.uri}: truncated: the archive does not end with an empty block")
+
+
+def _read_zip(source: Source, name: str, stream: BinaryIO) -> Iterator[Document | Quarantined]:
+    with zipfile.ZipFile(stream) as archive:
+        for member in archive.infolist():
+            if not member.is_dir() and _holds_documents(type(source), member.filename):
+                with archive.open(member) as content:
+                    yield from _read_member(source, f"{name}/{_clean(member.filename)}", content)
+
+
+def _read_member(source: Source, name: str, content: IO[bytes]) -> Iterator[Document | Quarantined]:
+    kind, compression = _format(name)
+    if kind == ".parquet":  # needs to seek
+        yield from _read_parquet(source, name, io.BytesIO(content.read()))
+    else:
+        yield from _read_plain(source, name, _decompressed(cast(BinaryIO, content), compression))
+
+
+def _clean(member: str) -> str:
+    """A member's name as a part of an id; nothing is ever written under it."""
+    return "/".join(part for part in member.split("/") if part not in ("", ".", ".."))
+
+
+def _from_row(source: Source, name: str, number: int, row: Any, position: str) -> Document | Quarantined:
+    identifier, text = source.row(row) if isinstance(row, dict) else (None, None)
+    if text is None:
+        return Quarantined(position, NO_TEXT, "expected an object whose 'text' is a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell
+        return Quarantined(position, INVALID_UTF8, str(error.reason))
+    return Document(f"{name}#{number}" if identifier is None else identifier, text)
+
+
+def _unreadable_line(position: str, line: bytes, error: orjson.JSONDecodeError) -> Quarantined:
+    try:
+        line.decode()
+    except UnicodeDecodeError as not_text:
+        return _invalid_utf8(position, not_text)
+    return Quarantined(position, INVALID_JSON, f"{error.msg} at column {error.pos + 1}")
+
+
+def _invalid_utf8(position: str, error: UnicodeDecodeError) -> Quarantined:
+    return Quarantined(position, INVALID_UTF8, f"{error.reason} at byte {error.start}")
+
+
+class _LastBlock:
+    """Passes reads through and keeps the last block, to see how an archive ends."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self.last = (self.last + content)[-_TAR_BLOCK:] if content else self.last
+        return content

@@ -1,0 +1,51 @@
+"""What a kind of source says about itself; `reading` does the reading."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from pipeline.documents import decode_text
+
+
+@dataclass(frozen=True)
+class PaperCounts:
+    """A row of the Longformer paper's table of its corpus (appendix C)."""
+
+    tokens: float
+    mean_length: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of source. A subclass states its formats, its defaults and its columns.
+
+    Immutable and small: it travels to the workers and is part of what names a unit of work.
+    """
+
+    kind: ClassVar[str]
+    paper: ClassVar[PaperCounts | None] = None
+    reads_text_files: ClassVar[bool] = True
+    """Whether .txt files hold documents of this kind; .jsonl and .parquet rows always do."""
+    sample: ClassVar[Fraction] = Fraction(1)
+    """The fraction of documents kept unless the configuration says otherwise."""
+    minimum_tokens: ClassVar[int] = 1
+    """The shortest document kept unless the configuration says otherwise."""
+
+    separator: str = "\n"
+    """What ends a document in a text file that holds many; only Stories looks at it."""
+
+    def row(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
+        """(id, text) of a row: no id where its position names it, no text where it has none."""
+        identifier, text = row.get("id"), row.get("text")
+        named = isinstance(identifier, str | int) and not isinstance(identifier, bool) and identifier != ""
+        return (str(identifier) if named else None), (text if isinstance(text, str) else None)
+
+    def text_file(self, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+        """(line, content) of each document in a text file; one document unless a source says otherwise."""
+        yield 1, b"".join(lines)
+
+    def text(self, content: bytes) -> str:
+        """The text of a document from a text file. UnicodeDecodeError where it is not UTF-8."""
+        return decode_text(content)

@@ -1,0 +1,39 @@
+"""Stories (CC-Stories): one text file of many documents, or rows {text} as parquet or jsonl.
+
+In a text file `separator` ends a document: a line end (the default, a document a line, as `cc-stories.txt` is
+read), two line ends (one or more blank lines), or any other text, which then must fill a line of its own. The
+paper takes one third of the documents, at random, of any length.
+"""
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import ClassVar
+
+from pipeline.sources.source import PaperCounts, Source
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class Stories(Source):
+    kind: ClassVar[str] = "stories"
+    paper: ClassVar[PaperCounts | None] = PaperCounts(tokens=2.1e9, mean_length=7_800, share=0.323)
+    sample: ClassVar[Fraction] = Fraction(1, 3)
+
+    def text_file(self, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+        if self.separator == "\n":
+            yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip(_BOM).strip())
+            return
+        mark = self.separator.strip().encode()
+        first, held = 1, list[bytes]()
+        for number, line in enumerate(lines, 1):
+            if line.strip() == mark:
+                if b"".join(held).strip():
+                    yield first, b"".join(held)
+                first, held = number + 1, []
+            else:
+                held.append(line)
+        if b"".join(held).strip():
+            yield first, b"".join(held)
+
+    def text(self, content: bytes) -> str:
+        return super().text(content).strip("\n")

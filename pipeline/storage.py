@@ -1,0 +1,71 @@
+"""Where a build keeps its work and its output.
+
+The seam for object stores: everything that the stages do with files goes through `Storage`. This version has
+local folders only, which may be a file system that several machines mount.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.errors import BuildError
+from pipeline.shards import WrittenFile, serialise_arrow, write_atomically
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder whose files appear whole or not at all. Names are relative, with "/" between parts."""
+
+    root: Path
+
+    def path(self, name: str) -> Path:
+        """The local path of a file, for memory maps."""
+        return self.root / name
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None where there is none."""
+        path = self.root / name
+        return path.stat().st_size if path.is_file() else None
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def list(self, folder: str) -> list[str]:
+        """The names of the files in `folder`, sorted; none where it does not exist."""
+        path = self.root / folder
+        return sorted(f"{folder}/{p.name}" for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+
+    def publish(self, name: str, content: bytes | pa.Buffer) -> WrittenFile:
+        """Writes a file atomically, over any file of that name."""
+        return write_atomically(self.root / name, content)
+
+    def publish_arrow(self, name: str, batch: pa.RecordBatch) -> WrittenFile:
+        """Writes a record batch as an Arrow IPC file, atomically."""
+        return self.publish(name, serialise_arrow(batch))
+
+    def open_arrow(self, name: str) -> pa.RecordBatch:
+        """The one record batch of a file, memory-mapped."""
+        return pa.ipc.open_file(pa.memory_map(str(self.root / name))).get_batch(0)
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+
+def open_storage(uri: str) -> Storage:
+    """The storage at a local path. BuildError for schemes this version does not write to."""
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme != "file":
+        raise BuildError(
+            f"{uri}: cannot write to {scheme}:// yet; expected a local path, or one on a file system that all "
+            "machines of the cluster mount (inputs can be read from s3, gs, https and the hub)"
+        )
+    return Storage(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The two storages of a build."""
+
+    work: Storage
+    output: Storage

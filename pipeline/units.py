@@ -1,0 +1,86 @@
+"""Units of work: each reads sealed inputs and publishes sealed files, then a record that says so.
+
+The delivery guarantee rests on three things. A unit's id names everything its result depends on, so a result is
+found again, or known to be another's, by its name. Files appear whole or not at all, and the record appears
+after them, so an interrupted unit has no record and is simply run again. And a unit is a pure function, so
+running it twice, here and there or at the same time, publishes the same bytes.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import tokenizers
+
+from pipeline.shards import WrittenFile
+from pipeline.storage import Stores
+
+VERSIONS = {"numpy": np.__version__, "pyarrow": pa.__version__, "tokenizers": tokenizers.__version__}
+"""The libraries whose code decides bytes. They are part of every unit's id and of the manifest."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of a unit's result."""
+
+    store: Literal["work", "output"]
+    name: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, store: Literal["work", "output"], name: str, written: WrittenFile) -> "PublishedFile":
+        return cls(store, name, written.bytes, written.sha256)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a unit did: the files it published, and its counts and other facts, small enough to return to the
+    driver. `seconds` of processor time is for the eyes only and decides nothing."""
+
+    files: list[PublishedFile]
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Unit(Protocol):
+    """What a runner needs to know of a unit."""
+
+    stage: ClassVar[str]
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes it will read, roughly: the largest are started first."""
+        ...
+
+    def run(self, stores: Stores) -> Record: ...
+
+
+def find_record(unit: Unit, stores: Stores) -> Record | None:
+    """The record of a unit that ran before and whose files are all there; None where it has to run."""
+    name = _record_name(unit)
+    if stores.work.size(name) is None:
+        return None
+    data = json.loads(stores.work.read(name))
+    record = Record([PublishedFile(**file) for file in data["files"]], data["facts"], data["seconds"])
+    present = (getattr(stores, file.store).size(file.name) == file.bytes for file in record.files)
+    return record if all(present) else None
+
+
+def execute(unit: Unit, stores: Stores) -> Record:
+    """Runs a unit and publishes its record."""
+    started = time.process_time()
+    result = unit.run(stores)
+    record = Record(result.files, result.facts, round(time.process_time() - started, 3))
+    stores.work.publish(_record_name(unit), json.dumps(asdict(record)).encode())
+    return record
+
+
+def _record_name(unit: Unit) -> str:
+    return f"{unit.stage}/{unit.id}.json"
