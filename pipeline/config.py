@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -81,6 +82,10 @@ class SourceConfig(BaseModel):
     separator: Annotated[str, Field(min_length=1)] = "\n"
     """What ends a document in a text file of kind stories: a line end, two (blank lines), or the content of a
     line."""
+    text_column: Annotated[str, Field(min_length=1)] | None = None
+    """Which column of .jsonl and .parquet rows holds the text; `text`, if left out."""
+    id_column: Annotated[str, Field(min_length=1)] | None = None
+    """Which column names a document, the same name never twice; `id` (realnews: none, their place does)."""
     licence: str = ""
     """Under which licence the texts are; goes into the manifest and the report."""
     terms: str = ""
@@ -90,7 +95,9 @@ class SourceConfig(BaseModel):
 
     @property
     def reader(self) -> Source:
-        return SOURCES[self.kind](separator=self.separator)
+        given = {"text_column": self.text_column, "id_column": self.id_column}
+        columns = {key: column for key, column in given.items() if column is not None}
+        return SOURCES[self.kind](separator=self.separator, **columns)
 
     @model_validator(mode="before")
     @classmethod
@@ -212,7 +219,7 @@ def _find_all_inputs(sources: object, folder: Path, problems: list[str]) -> Iter
             continue
         try:
             absolute = [_absolute(path, folder) for path in paths if isinstance(path, str) and path]
-            found.append(tuple(find_inputs(absolute, lambda name, k=kind: accepts(SOURCES[k], name))))
+            found.append(tuple(find_inputs(absolute, partial(accepts, SOURCES[kind]))))
         except InputError as error:
             hint = _UPLOADED if "no such file" in str(error) else ""
             problems.append(f"sources[{number}].path: {error}{hint}")

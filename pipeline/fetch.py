@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import InputError
@@ -166,7 +166,9 @@ def _find_on_hub(path: str, accepts: Callable[[str], bool]) -> list[Input]:
     organisation, name, *rest = path[len(_HUB) :].split("/")
     repository = f"datasets/{organisation}/{name}"
     try:
-        files = HfFileSystem().glob("/".join([repository, *(rest or ["**"])]), detail=True)
+        files = cast(
+            dict[str, Any], HfFileSystem().glob("/".join([repository, *(rest or ["**"])]), detail=True)
+        )
     except Exception as error:
         raise InputError(f"{path}: the hub did not list it: {_first_line(error)}") from error
     inputs = []
@@ -191,11 +193,11 @@ def _remote_version(uri: str) -> tuple[int, str]:
             return int(headers["Content-Length"]), version
         key = parts.path.lstrip("/")
         if parts.scheme == "s3":
-            import boto3
+            import boto3  # type: ignore[import-not-found, unused-ignore]
 
             answer = boto3.client("s3").head_object(Bucket=parts.netloc, Key=key)
             return answer["ContentLength"], answer["ETag"]
-        from google.cloud import storage
+        from google.cloud import storage  # type: ignore[import-untyped, unused-ignore]
 
         blob = storage.Client().bucket(parts.netloc).blob(key)
         blob.reload()

@@ -59,10 +59,8 @@ class RayRunner:
                 ray.init(**options)
             else:
                 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-                cpus = {} if max_cpus is None else {"num_cpus": max_cpus}
-                ray.init(
-                    address="local", include_dashboard=False, object_store_memory=100 << 20, **cpus, **options
-                )
+                options |= {"address": "local", "include_dashboard": False, "object_store_memory": 100 << 20}
+                ray.init(num_cpus=max_cpus, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             address = os.environ.get("RAY_ADDRESS", "local")
             raise BuildError(

@@ -13,7 +13,7 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import PurePosixPath
 from typing import IO, Any, BinaryIO, cast
@@ -27,7 +27,7 @@ from pipeline.errors import BuildError, InputError
 from pipeline.fetch import Input, open_input, sequential
 from pipeline.sources.source import Source
 
-_COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_COMPRESSIONS: dict[str, Callable[[BinaryIO], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
 _ROWS = frozenset({".jsonl", ".json", ".ndjson"})
 _TAR_BLOCK = 512
@@ -97,7 +97,8 @@ def _read_file(source: Source, item: Input, stream: BinaryIO) -> Iterator[Docume
 def _decompressed(stream: BinaryIO, compression: str) -> BinaryIO:
     if not compression:
         return stream
-    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, _COMPRESSIONS[compression](stream)), 1 << 20))
+    unpacked = _COMPRESSIONS[compression](stream)
+    return cast(BinaryIO, io.BufferedReader(unpacked, 1 << 20))
 
 
 def _read_plain(source: Source, name: str, stream: IO[bytes]) -> Iterator[Document | Quarantined]:
@@ -134,9 +135,12 @@ def _read_jsonl(source: Source, name: str, stream: IO[bytes]) -> Iterator[Docume
 
 def _read_parquet(source: Source, name: str, stream: BinaryIO) -> Iterator[Document | Quarantined]:
     file = pq.ParquetFile(stream)
-    columns = [column for column in ("id", "text") if column in file.schema_arrow.names]
-    if "text" not in columns:
-        raise InputError(f"{name}: no column 'text'; it has {', '.join(file.schema_arrow.names)}")
+    present = file.schema_arrow.names
+    if source.text_column not in present:
+        raise InputError(
+            f"{name}: no column {source.text_column!r} (key text_column); it has {', '.join(present)}"
+        )
+    columns = [column for column in (source.id_column, source.text_column) if column in present]
     number = 0
     for batch in file.iter_batches(batch_size=256, columns=columns):
         for row in batch.to_pylist():
@@ -183,7 +187,7 @@ def _clean(member: str) -> str:
 def _from_row(source: Source, name: str, number: int, row: Any, position: str) -> Document | Quarantined:
     identifier, text = source.row(row) if isinstance(row, dict) else (None, None)
     if text is None:
-        return Quarantined(position, NO_TEXT, "expected an object whose 'text' is a string")
+        return Quarantined(position, NO_TEXT, f"expected an object whose {source.text_column!r} is a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell

@@ -5,20 +5,18 @@ been crawled more than once, so a row is named by its place in the file. The pap
 1,200 tokens, and one third of them.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pipeline.sources.source import PaperCounts, Source
 
 
+@dataclass(frozen=True)
 class RealNews(Source):
     kind: ClassVar[str] = "realnews"
     paper: ClassVar[PaperCounts | None] = PaperCounts(tokens=1.8e9, mean_length=1_700, share=0.277)
     reads_text_files: ClassVar[bool] = False
     sample: ClassVar[Fraction] = Fraction(1, 3)
     minimum_tokens: ClassVar[int] = 1_201
-
-    def row(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        text = row.get("text")
-        return None, text if isinstance(text, str) else None
+    id_column: str | None = None

@@ -35,10 +35,15 @@ class Source:
 
     separator: str = "\n"
     """What ends a document in a text file that holds many; only Stories looks at it."""
+    text_column: str = "text"
+    """Which column of rows holds the text."""
+    id_column: str | None = "id"
+    """Which column of rows names a document; None where its position does."""
 
     def row(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """(id, text) of a row: no id where its position names it, no text where it has none."""
-        identifier, text = row.get("id"), row.get("text")
+        text = row.get(self.text_column)
+        identifier = row.get(self.id_column) if self.id_column else None
         named = isinstance(identifier, str | int) and not isinstance(identifier, bool) and identifier != ""
         return (str(identifier) if named else None), (text if isinstance(text, str) else None)
 

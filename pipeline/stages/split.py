@@ -47,7 +47,7 @@ class SplitUnit:
     @property
     def id(self) -> str:
         versions = [(item.key, item.version, item.bytes) for item in self.inputs]
-        how = (self.reader.kind, self.reader.separator, self.chunk_bytes, self.limit)
+        how = (self.reader.kind, asdict(self.reader), self.chunk_bytes, self.limit)
         return content_id(self.stage, 1, VERSIONS, self.source, how, versions)
 
     @property
