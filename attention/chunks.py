@@ -29,10 +29,7 @@ from attention.pattern import Block, Intervals, Pattern
 from attention.problem import Gradients, Problem
 
 SCRATCH = {"cpu": 1 << 18, "cuda": 1 << 24}  # scores at a time: on a CPU what the second-level cache holds
-ROWS = (
-    64,
-    128,
-)  # the least and the most rows of a block (but for short sequences), half a window between them
+ROWS = 64  # of a block
 TILE = 2048  # the most keys of a tile
 
 # Added to the score of a key that is not seen. Finite, so that a row whose tile holds nothing stays finite; so far
@@ -63,7 +60,7 @@ class Rows:
     state: RowState | None  # what dropout needs, (B, H, M)
     keys: list[Keys]
     grad: Tensor | None = None  # of the output
-    grad_query: Tensor | None = None  # to be written
+    grad_query: Tensor | None = None  # to be added to
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -225,10 +222,10 @@ def _attend(problem: Problem, rows: Rows) -> None:
     dtype, scratch = problem.dtype, _Scratch(rows.query, problem.dtype)
     for part, blocks in _parts(rows):
         for block, tiles in blocks:
-            query = part.take(rows.query, block, dtype) * problem.scale  # (P, M, D)
+            query = part.take(rows.query, block, dtype)  # (P, M, D)
             output = logsumexp = None
             for tile in tiles:
-                score = part.score(query, tile, scratch)  # (P, M, K)
+                score = part.score(query, tile, problem.scale, scratch)  # (P, M, K)
                 peak = score.amax(-1, keepdim=True)
                 weight = torch.softmax(score, -1, out=scratch.take(1, score.shape))
                 tile_logsumexp = peak - weight.amax(-1, keepdim=True).log_()
@@ -246,28 +243,31 @@ def _attend(problem: Problem, rows: Rows) -> None:
             if output is None or logsumexp is None:
                 continue
             nothing = logsumexp < HIDDEN / 2
-            output = output.masked_fill_(nothing, 0).div_(1 - problem.dropout_p)
+            output = output.masked_fill_(nothing, 0)
+            if problem.dropout_p > 0:
+                output /= 1 - problem.dropout_p
             part.put(rows.output, block, output)
             part.put(rows.logsumexp, block, logsumexp.masked_fill_(nothing, torch.inf)[..., 0])
 
 
 def _differentiate(problem: Problem, rows: Rows) -> None:
-    """Write the rows' query gradients and add to the gradients of their keys."""
+    """Add to the gradients of the rows' queries and of their keys."""
     dtype, scratch = problem.dtype, _Scratch(rows.query, problem.dtype)
-    assert rows.grad is not None and rows.grad_query is not None
+    assert rows.grad is not None
+    assert rows.grad_query is not None
     for part, blocks in _parts(rows):
         for block, tiles in blocks:
-            query = part.take(rows.query, block, dtype) * problem.scale  # (P, M, D)
+            query = part.take(rows.query, block, dtype)  # (P, M, D)
             grad = part.take(rows.grad, block, dtype)
             logsumexp = part.take(rows.logsumexp, block, dtype)[..., None]
             delta = (grad * part.take(rows.output, block, dtype)).sum(
                 -1, keepdim=True
             )  # sum of weight times grad
-            grad = grad / (1 - problem.dropout_p)
-            grad_query = torch.zeros_like(query)
+            if problem.dropout_p > 0:
+                grad = grad / (1 - problem.dropout_p)
             for tile in tiles:
                 key = part.take(tile.keys.key, tile.columns, dtype)  # (P, K, D)
-                weight = part.score(query, tile, scratch).sub_(logsumexp).exp_()  # (P, M, K)
+                weight = part.score(query, tile, problem.scale, scratch).sub_(logsumexp).exp_()  # (P, M, K)
                 grad_score = scratch.take(1, weight.shape)
                 torch.bmm(grad, part.take(tile.keys.value, tile.columns, dtype).mT, out=grad_score)
                 keep = part.keep(block, tile, problem.dropout_p, dtype)
@@ -277,9 +277,8 @@ def _differentiate(problem: Problem, rows: Rows) -> None:
                 if keep is not None:
                     weight.mul_(keep)
                 part.add_product(tile.keys.grad_value, tile.columns, weight.mT, grad)
-                part.add_product(tile.keys.grad_key, tile.columns, grad_score.mT, query)
-                grad_query.baddbmm_(grad_score, key)
-            part.put(rows.grad_query, block, grad_query.mul_(problem.scale))
+                part.add_product(tile.keys.grad_key, tile.columns, grad_score.mT, query, problem.scale)
+                part.add_product(rows.grad_query, block, grad_score, key, problem.scale)
 
 
 @dataclass(frozen=True)
@@ -316,19 +315,22 @@ class Part:
         part = tensor[self.examples, self.heads, places]
         part.copy_(values.view(part.shape))
 
-    def add_product(self, tensor: Tensor | None, places: slice, left: Tensor, right: Tensor) -> None:
-        """Add left @ right (P, K, D) to tensor (B, H, K, D), in place where its strides allow it."""
+    def add_product(
+        self, tensor: Tensor | None, places: slice, left: Tensor, right: Tensor, scale: float = 1.0
+    ) -> None:
+        """Add scale * left @ right (P, …, D) to tensor (B, H, M or K, D), in place where its strides allow it."""
         assert tensor is not None
         part = tensor[self.examples, self.heads, places]
-        if part.shape[0] == 1:
-            part[0].baddbmm_(left, right)
+        if part.shape[0] == 1 or part.stride(0) == part.shape[1] * part.stride(1):
+            part.flatten(0, 1).baddbmm_(left, right, alpha=scale)
         else:
-            part.add_(torch.bmm(left, right).view(part.shape))
+            part.add_(torch.bmm(left, right).view(part.shape), alpha=scale)
 
-    def score(self, query: Tensor, tile: Tile, scratch: _Scratch) -> Tensor:
+    def score(self, query: Tensor, tile: Tile, scale: float, scratch: _Scratch) -> Tensor:
         """Scores (P, M, K) of a tile, with HIDDEN added where a key is not seen."""
         key = self.take(tile.keys.key, tile.columns, query.dtype)
-        score = torch.bmm(query, key.mT, out=scratch.take(0, (*query.shape[:2], key.shape[1])))
+        score = scratch.take(0, (*query.shape[:2], key.shape[1]))
+        score.baddbmm_(query, key.mT, beta=0, alpha=scale)
         per_example = score.view(-1, self.heads.stop - self.heads.start, *score.shape[1:])  # (E, H, M, K)
         for edge in tile.edges():
             columns = slice(edge.start - tile.columns.start, edge.stop - tile.columns.start)
@@ -355,7 +357,7 @@ def _parts(rows: Rows) -> Iterator[tuple[Part, list[tuple[slice, list[Tile]]]]]:
     """Parts whose tiles of scores fit SCRATCH, each with its blocks of rows and the tiles these see."""
     batch, heads, length, _ = rows.query.shape
     widths = [keys.intervals.widest() for keys in rows.keys]
-    size = min(length, max(ROWS[0], min(ROWS[1], widths[0] // 2)))
+    size = min(length, ROWS)
     tile = min(TILE, max(min(width + size, keys.key.shape[2]) for width, keys in zip(widths, rows.keys)))
     pairs = max(1, SCRATCH.get(rows.query.device.type, SCRATCH["cuda"]) // (size * tile))
     head_step, example_step = min(heads, pairs), max(1, pairs // heads)

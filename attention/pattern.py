@@ -234,7 +234,8 @@ class Pattern:
         if (runs != distinct).any():
             example = int((runs != distinct).nonzero()[0])
             raise ValueError(
-                f"document_ids: in example {example} an id returns after another one; each id must be one contiguous run"
+                f"document_ids: in example {example} an id returns after another one; "
+                "each id must be one contiguous run"
             )
 
     @cached_property

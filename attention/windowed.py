@@ -269,6 +269,7 @@ def _seeds(seed: Tensor | int | None, batch: int, device: torch.device) -> Tenso
         return dropout.spread_seed((seed + (1 << 63)) % (1 << 64) - (1 << 63), batch, device)
     if seed.dtype != torch.int64 or tuple(seed.shape) != (batch,):
         raise ValueError(
-            f"dropout_seed is {seed.dtype} of shape {tuple(seed.shape)}; expected int64 of shape ({batch},), an int or None"
+            f"dropout_seed is {seed.dtype} of shape {tuple(seed.shape)}; "
+            f"expected int64 of shape ({batch},), an int or None"
         )
     return seed.to(device)
