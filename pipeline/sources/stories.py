@@ -1,8 +1,9 @@
 """Stories (CC-Stories): one text file of many documents, or rows {text} as parquet or jsonl.
 
-In a text file `separator` ends a document: a line end (the default, a document a line, as `cc-stories.txt` is
-read), two line ends (one or more blank lines), or any other text, which then must fill a line of its own. The
-paper takes one third of the documents, at random, of any length.
+In a text file `separator` ends a document: a line end (the default, a document a line), two line ends (one or
+more blank lines), or any other text, which then must fill a line of its own. Look at your file first: how
+`cc-stories.txt` separates its documents is not documented. The paper takes one third of the documents, at random,
+of any length.
 """
 
 from collections.abc import Iterable, Iterator
