@@ -8,9 +8,9 @@ Everything is one case, rows that each see one interval of a list of keys (`patt
 
 A block's keys are taken in tiles of bounded width, merged by their logsumexp, so that no row of scores is ever as
 long as the sequence; for a band of ordinary width there is one tile. Masks are built for the edges of a block's
-range alone; where every row sees every key there is none. Scratch is a few times `SCRATCH` numbers, whatever the
-batch, length or number of global tokens. The backward pass recomputes the weights tile by tile and adds to the keys'
-gradients in the order of the blocks: the same bits every run.
+range alone; where every row sees every key there is none. Scratch is a few times `SCRATCH_CPU` or `SCRATCH_GPU`
+numbers, whatever the batch, length or number of global tokens. The backward pass recomputes the weights tile by tile
+and adds to the keys' gradients in the order of the blocks: the same bits every run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from attention.dropout import RowState
 from attention.pattern import Block, Intervals, Pattern
 from attention.problem import Gradients, Problem
 
-SCRATCH = {"cpu": 1 << 18, "cuda": 1 << 24}  # scores at a time: on a CPU what the second-level cache holds
+SCRATCH_CPU = 1 << 18  # scores at a time: what the second-level cache holds
+SCRATCH_GPU = 1 << 24
 ROWS = 64  # of a block
 TILE = 2048  # the most keys of a tile
 
@@ -354,12 +355,13 @@ class Part:
 
 
 def _parts(rows: Rows) -> Iterator[tuple[Part, list[tuple[slice, list[Tile]]]]]:
-    """Parts whose tiles of scores fit SCRATCH, each with its blocks of rows and the tiles these see."""
+    """Parts whose tiles of scores fit the scratch, each with its blocks of rows and the tiles these see."""
     batch, heads, length, _ = rows.query.shape
     widths = [keys.intervals.widest() for keys in rows.keys]
     size = min(length, ROWS)
+    scratch = SCRATCH_CPU if rows.query.device.type == "cpu" else SCRATCH_GPU
     tile = min(TILE, max(min(width + size, keys.key.shape[2]) for width, keys in zip(widths, rows.keys)))
-    pairs = max(1, SCRATCH.get(rows.query.device.type, SCRATCH["cuda"]) // (size * tile))
+    pairs = max(1, scratch // (size * tile))
     head_step, example_step = min(heads, pairs), max(1, pairs // heads)
     for start in range(0, batch, example_step):
         examples = slice(start, min(start + example_step, batch))
