@@ -87,7 +87,11 @@ class SizedStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
-        content = self._stream.read(len(buffer))
+        try:
+            content = self._stream.read(len(buffer))
+        except Exception as error:  # each transport has its own family of errors
+            read = f"after {self._read:,} of {self._item.bytes:,} bytes"
+            raise InputError(f"{self._item.uri}: cannot be read {read}: {_first_line(error)}") from error
         buffer[: len(content)] = content
         self._read += len(content)
         if not content and self._read != self._item.bytes:

@@ -109,8 +109,7 @@ def small_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def small_config(small_sources: Path, small_tokenizer: Path) -> dict[str, Any]:
+def make_small_config(small_sources: Path, small_tokenizer: Path) -> dict[str, Any]:
     """A configuration of all small sources; chunks and shards so small that there are several of each."""
     return {
         "tokenizer": str(small_tokenizer),
@@ -128,6 +127,23 @@ def small_config(small_sources: Path, small_tokenizer: Path) -> dict[str, Any]:
         ],
         "filters": [{"name": "length", "minimum_bytes": 50}],
     }
+
+
+@pytest.fixture
+def small_config(small_sources: Path, small_tokenizer: Path) -> dict[str, Any]:
+    """`make_small_config`'s, for a test to change."""
+    return make_small_config(small_sources, small_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def built(
+    tmp_path_factory: pytest.TempPathFactory, small_sources: Path, small_tokenizer: Path
+) -> tuple[dict[str, Any], Path]:
+    """The small corpus, built once without Ray: its configuration and its folder. Tests must not change it."""
+    config = make_small_config(small_sources, small_tokenizer)
+    output = tmp_path_factory.mktemp("built") / "corpus"
+    assert build(config, output) == 0
+    return config, output
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> Path:

@@ -1,0 +1,353 @@
+"""Whole builds of small sources, in this process: what comes out, what stays out, and what is refused."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+
+from pipeline.build_corpus import main
+from pipeline.decisions import decision_hash, threshold
+from pipeline.documents import Document
+from pipeline.fetch import find_inputs
+from pipeline.shards import Corpus, open_corpus
+from pipeline.sources import SOURCES
+from pipeline.sources.reading import accepts, read_documents
+from pipeline.tokenizer import load_tokenizer
+from tests.pipeline.conftest import build, contents, words, write_config, write_jsonl, write_tar
+
+
+def documents_of(config: dict[str, Any]) -> dict[str, str]:
+    """Every readable document of a configuration by id, read without the pipeline's stages."""
+    found = {}
+    for entry in config["sources"]:
+        kind = SOURCES[entry["kind"]]
+        for item in find_inputs([entry["path"]], lambda name, kind=kind: accepts(kind, name)):
+            for document in read_documents(kind(), item):
+                if isinstance(document, Document):
+                    found[f"{entry['kind']}/{document.id}"] = document.text
+    return found
+
+
+def pieces(corpus: Corpus) -> list[tuple[str, str, int, list[int]]]:
+    """(document, source, offset, tokens) of every piece, in order; without `<s>`, `</s>` and `<pad>`."""
+    wrap = {corpus.special_ids[role] for role in ("bos", "eos", "pad")}
+    found = []
+    for index in range(len(corpus)):
+        ids = corpus.input_ids(index).tolist()
+        starts = corpus.document_starts(index).tolist()
+        for piece, (left, right) in enumerate(zip(starts, [*starts[1:], len(ids)], strict=True)):
+            tokens = [token for token in ids[left:right] if token not in wrap]
+            place = int(corpus.document_offsets(index)[piece])
+            found.append((corpus.documents(index)[piece], corpus.sources(index)[piece], place, tokens))
+    return found
+
+
+def test_every_piece_is_in_its_document_at_its_offset(built: tuple[dict[str, Any], Path]) -> None:
+    config, output = built
+    texts = documents_of(config)
+    tokenizer = load_tokenizer(output)
+    manifest = json.loads((output / "manifest.json").read_text())
+    seen: dict[str, set[str]] = {}
+    for split in ("train", "validation"):
+        corpus = open_corpus(output, split, verify=True)
+        whole: dict[str, list[int]] = {}
+        order = []
+        for document, source, offset, tokens in pieces(corpus):
+            assert document.startswith(f"{source}/")
+            assert offset == len(whole.setdefault(document, []))
+            if offset == 0:
+                order.append(decision_hash("order", 3, document))
+            whole[document] += tokens
+        assert whole
+        assert order == sorted(order)
+        for document, ids in whole.items():
+            assert tokenizer.encode_batch([texts[document]]) == [ids], document
+        seen[split] = set(whole)
+        tally = manifest["splits"][split]
+        assert tally["tokens"] == sum(map(len, whole.values()))
+        assert tally["sequences"] == len(corpus) == sum(s["sequences"] for s in tally["shards"])
+    assert len(manifest["splits"]["train"]["shards"]) > 1
+    assert not seen["train"] & seen["validation"]
+    kept = sum(source["kept"]["documents"] for source in manifest["sources"])
+    assert len(seen["train"] | seen["validation"]) == kept
+
+
+def test_every_document_is_accounted_for(built: tuple[dict[str, Any], Path]) -> None:
+    config, output = built
+    sources = {s["name"]: s for s in json.loads((output / "manifest.json").read_text())["sources"]}
+    assert {name: source["read"] for name, source in sources.items()} == {
+        "books": 5,
+        "wikipedia": 64,
+        "realnews": 80,
+        "stories": 60,
+        "text": 22,
+    }
+    assert sources["wikipedia"]["quarantined"] == {"invalid_json": 1, "invalid_utf8": 1, "no_text": 1}
+    assert sources["wikipedia"]["dropped"]["empty"] == {"documents": 1}
+    assert sources["wikipedia"]["dropped"]["too_few_bytes"]["documents"] > 0
+    assert sources["text"]["dropped"]["duplicate_text"]["documents"] == 1, "the same but for case and space"
+    texts = documents_of(config)
+    tokenizer = load_tokenizer(output)
+    news = [name for name in texts if name.startswith("realnews/")]
+    long = {name for name in news if len(tokenizer.encode_batch([texts[name]])[0]) > 300}
+    sampled = {
+        name for name in news if decision_hash("sample", 3, name) < threshold(SOURCES["realnews"].sample)
+    }
+    assert 0 < sources["realnews"]["kept"]["documents"] == len(long & sampled) < len(long)
+    for source in sources.values():
+        lost = sum(source["quarantined"].values()) + sum(d["documents"] for d in source["dropped"].values())
+        assert source["read"] == source["kept"]["documents"] + lost
+        assert sum(source["length_histogram"]) == source["kept"]["documents"]
+    lines = (output / "quarantine/wikipedia.jsonl").read_text().splitlines()
+    assert [(json.loads(line)["position"], json.loads(line)["reason"]) for line in lines] == [
+        ("wikipedia.jsonl.gz, line 61", "invalid_json"),
+        ("wikipedia.jsonl.gz, line 62", "invalid_utf8"),
+        ("wikipedia.jsonl.gz, line 63", "no_text"),
+    ]
+
+
+def test_datasets_opens_the_shards(built: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    _, output = built
+    corpus = open_corpus(output)
+    files = sorted(str(path) for path in (output / "train").glob("*.arrow"))
+    rows = load_dataset("arrow", data_files=files, split="train", cache_dir=str(tmp_path))
+    assert len(rows) == len(corpus)
+    for index in (0, len(corpus) // 2, len(corpus) - 1):
+        assert rows[index]["input_ids"] == corpus.input_ids(index).tolist()
+        assert rows[index]["document_starts"] == corpus.document_starts(index).tolist()
+        assert rows[index]["documents"] == corpus.documents(index)
+        assert rows[index]["document_offsets"] == corpus.document_offsets(index).tolist()
+        assert rows[index]["sources"] == corpus.sources(index)
+
+
+def test_report_is_whole_and_self_contained(built: tuple[dict[str, Any], Path]) -> None:
+    _, output = built
+    report = (output / "report.html").read_text()
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["fingerprint"] in report
+    assert all(shard["sha256"] in report for shard in manifest["splits"]["train"]["shards"])
+    assert "<svg" in report
+    assert "95,900" in report, "the paper's mean length of a book"
+    assert "src=" not in report
+    assert "http" not in report
+
+
+def test_bytes_do_not_depend_on_chunks_or_the_order_of_files(
+    built: tuple[dict[str, Any], Path], small_sources: Path, tmp_path: Path
+) -> None:
+    config, output = built
+    other = {**config, "chunk_bytes": 1_000_000}
+    assert build(other, tmp_path / "large") == 0
+    assert contents(tmp_path / "large") == contents(output)
+    files = sorted(str(path) for path in (small_sources / "own").iterdir())
+    shuffled = [files[2], files[0], files[1]]
+    other = {**config, "sources": [*config["sources"][:4], {"kind": "text", "path": shuffled}]}
+    assert build(other, tmp_path / "shuffled") == 0
+    there, here = contents(output), contents(tmp_path / "shuffled")
+    assert {k: v for k, v in here.items() if k != "manifest.json"} == {
+        k: v for k, v in there.items() if k != "manifest.json"
+    }
+    fingerprints = [json.loads(corpus["manifest.json"])["fingerprint"] for corpus in (there, here)]
+    assert fingerprints[0] == fingerprints[1]
+
+
+def test_seed_changes_the_order(built: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    config, output = built
+    assert build({**config, "seed": 4}, tmp_path / "corpus") == 0
+    first = [open_corpus(folder).documents(0)[0] for folder in (output, tmp_path / "corpus")]
+    assert first[0] != first[1]
+
+
+def test_the_same_command_again_does_nothing(
+    built: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, output = built
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert build(config, output) == 0
+    assert "holds this corpus already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_an_output_of_another_configuration_is_refused(
+    built: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, output = built
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    other = {**config, "seed": 4, "filters": []}
+    assert build(other, output) == 2
+    message = capsys.readouterr().err
+    assert "holds another corpus" in message
+    assert "seed: 3, 4" in message
+    assert "filters:" in message
+    assert "sequence_length" not in message
+    assert build(config, output, "--limit", "5") == 2
+    assert "limit: null, 5" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_a_folder_of_something_else_is_refused(
+    small_config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("mine")
+    assert build(small_config, tmp_path / "mine") == 2
+    assert "expected a new or an empty folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    file = write_config(tmp_path / "c.yaml", small_config)
+    assert main(["--config", str(file), "--output", "s3://bucket/corpus"]) == 2
+    assert "cannot write to s3:// yet" in capsys.readouterr().err
+
+
+def test_plan_writes_nothing(
+    small_config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(small_config, tmp_path / "corpus", "--plan") == 0
+    printed = capsys.readouterr().out
+    assert not (tmp_path / "corpus").exists()
+    assert "realnews: 1 files" in printed
+    assert "0.txt and" in printed
+
+
+def test_limit_is_of_each_source(small_config: dict[str, Any], tmp_path: Path) -> None:
+    assert build(small_config, tmp_path / "corpus", "--limit", "7") == 0
+    manifest = json.loads((tmp_path / "corpus/manifest.json").read_text())
+    read = {s["name"]: s["read"] - sum(s["quarantined"].values()) for s in manifest["sources"]}
+    assert read == {"books": 5, "wikipedia": 7, "realnews": 7, "stories": 7, "text": 7}
+    assert manifest["limit"] == 7
+
+
+def test_budget_and_priority(small_tokenizer: Path, tmp_path: Path) -> None:
+    generator = random.Random(2)
+    texts = [words(generator, 60) for _ in range(50)]
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    write_jsonl(
+        tmp_path / "b.jsonl", [{"id": str(i % 40), "text": text.upper()} for i, text in enumerate(texts)]
+    )
+    config = {
+        "tokenizer": str(small_tokenizer),
+        "sequence_length": 64,
+        "sources": [
+            {"kind": "text", "name": "second", "path": str(tmp_path / "a.jsonl"), "budget": 5000},
+            {"kind": "wikipedia", "path": str(tmp_path / "b.jsonl")},
+        ],
+    }
+    assert build(config, tmp_path / "one") == 0
+    first, other = json.loads((tmp_path / "one/manifest.json").read_text())["sources"]
+    assert other["dropped"] == {
+        "duplicate_id": {"documents": 10, "tokens": other["dropped"]["duplicate_id"]["tokens"]},
+        "duplicate_text": {"documents": 40, "tokens": other["dropped"]["duplicate_text"]["tokens"]},
+    }
+    assert 4000 < first["kept"]["tokens"] <= 5000
+    assert first["dropped"]["over_budget"]["documents"] + first["kept"]["documents"] == 50
+    config["sources"].reverse()
+    assert build(config, tmp_path / "two") == 0
+    first, other = json.loads((tmp_path / "two/manifest.json").read_text())["sources"]
+    assert first["kept"]["documents"] == 40, "the earlier source's copies stay"
+    assert other["dropped"]["duplicate_text"]["documents"] == 40
+
+
+def test_one_document_is_a_corpus(small_tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one word")
+    config = {
+        "tokenizer": str(small_tokenizer),
+        "sequence_length": 64,
+        "sources": [{"kind": "text", "path": str(tmp_path / "a.txt")}],
+    }
+    assert build(config, tmp_path / "corpus") == 0
+    corpus = open_corpus(tmp_path / "corpus")
+    assert len(corpus) == 1
+    assert len(open_corpus(tmp_path / "corpus", "validation")) == 0
+    ids = corpus.input_ids(0)
+    real = ids[ids != corpus.pad_id]
+    assert load_tokenizer(tmp_path / "corpus").decode(real) == "<s>one word</s></s>"
+    assert np.all(ids[len(real) :] == corpus.pad_id)
+
+
+def test_nothing_left_is_said(
+    small_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("one word")
+    config = {
+        "tokenizer": str(small_tokenizer),
+        "sources": [{"kind": "text", "path": str(tmp_path / "a.txt"), "minimum_tokens": 100}],
+    }
+    assert build(config, tmp_path / "corpus") == 2
+    assert "of 1 documents none is left: 1 too_few_tokens" in capsys.readouterr().err
+    assert not (tmp_path / "corpus/manifest.json").exists()
+
+
+def test_a_truncated_archive_is_named_and_can_be_put_right(
+    small_config: dict[str, Any], small_sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(small_config, tmp_path / "reference") == 0
+    archive = tmp_path / "realnews.tar.gz"
+    whole = (small_sources / "realnews.tar.gz").read_bytes()
+    archive.write_bytes(whole[: len(whole) * 2 // 3])
+    small_config["sources"][2]["path"] = str(archive)
+    output = tmp_path / "corpus"
+    assert build(small_config, output) == 2
+    message = capsys.readouterr().err
+    assert str(archive) in message
+    assert "truncated" in message
+    assert not {"manifest.json", "train", "validation", "report.html"} & {p.name for p in output.iterdir()}
+    archive.write_bytes(whole)
+    assert build(small_config, output) == 0
+    assert open_corpus(output).fingerprint == open_corpus(tmp_path / "reference").fingerprint
+    assert not (output / ".work").exists()
+    assert not (output / "build.json").exists()
+
+
+def test_work_is_kept_and_used_for_another_corpus(
+    small_config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = ["--work", str(tmp_path / "work"), "--keep-work"]
+    assert build(small_config, tmp_path / "one", *work) == 0
+    encoded = sorted(path.name for path in (tmp_path / "work/encode").iterdir())
+    longer = {**small_config, "sequence_length": 256}
+    assert build(longer, tmp_path / "two", *work) == 0
+    assert sorted(path.name for path in (tmp_path / "work/encode").iterdir()) == encoded, (
+        "nothing tokenised anew"
+    )
+    assert build(longer, tmp_path / "three") == 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "three")
+    # A result that is gone, or of another size, is made again.
+    shutil.rmtree(tmp_path / "two")
+    for path in sorted((tmp_path / "work/encode").glob("*.arrow"))[:3]:
+        path.unlink()
+    assert build(longer, tmp_path / "two", *work) == 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "three")
+
+
+def test_shards_of_an_unfinished_build_do_not_stay(small_config: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "corpus"
+    assert build(small_config, output, "--keep-work") == 0
+    reference = contents(output)
+    begun = json.loads((output / "manifest.json").read_text())
+    identity = {
+        "config": begun["config"],
+        "limit": None,
+        "tokenizer": begun["tokenizer"]["fingerprint"],
+        "inputs": [],
+    }
+    (output / "build.json").write_text(json.dumps(identity))
+    (output / "manifest.json").unlink()
+    shutil.copy(output / "train/00000.arrow", output / "train/00099.arrow")
+    assert build(small_config, output, "--keep-work") == 0
+    assert contents(output) == reference
+
+
+def test_bad_members_of_archives_do_not_escape(small_tokenizer: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"../../escaped.txt": b"a text that is long enough", "b.txt": b"\xff"})
+    config = {
+        "tokenizer": str(small_tokenizer),
+        "sequence_length": 64,
+        "sources": [{"kind": "books", "path": str(tmp_path / "a.tar")}],
+    }
+    assert build(config, tmp_path / "corpus") == 0
+    assert open_corpus(tmp_path / "corpus").documents(0) == ["books/a.tar/escaped.txt"]
+    assert not (tmp_path.parent / "escaped.txt").exists()
