@@ -284,7 +284,7 @@ def _docstrings(
 
 
 def prose(text: str) -> str:
-    """`text` without interpreter sessions, fenced code, tables, long links and HTML."""
+    """`text` without doctests, fenced code, tables, long links and HTML."""
     text = re.sub(r"^[ \t]*(```|~~~).*?^[ \t]*\1[ \t]*$", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^[ \t]*>>> .*?(\n[ \t]*\n|\Z)", "\n", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"<[^<>\n]*>", "", text)

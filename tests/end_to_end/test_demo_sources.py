@@ -204,6 +204,6 @@ class Shelf:
     assert module_documentation(b"print 'Python 2'") == ""
 
 
-def test_prose_drops_sessions_code_tables_and_tags() -> None:
+def test_prose_drops_doctests_code_tables_and_tags() -> None:
     text = "Before.\n\n>>> 1 + 1\n2\n\n```python\nx = 1\n```\n<br>Tagged\n+-----+\n| 1 2 |\nAfter, in words."
     assert prose(text) == "Before.\n\nTagged\nAfter, in words."
