@@ -20,7 +20,8 @@ MINIMAL = "run: r\nmodel: m\ncorpus: c\nsteps: 1000\n"
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     path = write(
-        tmp_path, "run: r\nmodel: {hidden_size: 0, layers: 3}\nstep: 5\nprecision: fp16\noptimizer: {power: zero}\n"
+        tmp_path,
+        "run: r\nmodel: {hidden_size: 0, layers: 3}\nstep: 5\nprecision: fp16\noptimizer: {power: zero}\n",
     )
     with pytest.raises(InputError) as caught:
         load_config(path)
@@ -62,7 +63,12 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_any_key(tmp_path: Path) -> None:
-    arguments = ["--local_rank=0", "--config", str(write(tmp_path, MINIMAL)), "--optimizer.learning_rate=1e-4"]
+    arguments = [
+        "--local_rank=0",
+        "--config",
+        str(write(tmp_path, MINIMAL)),
+        "--optimizer.learning_rate=1e-4",
+    ]
     arguments += ["--model.hidden_size", "64", "--model.num_attention_heads", "4", "--mask_documents", "true"]
     path, overrides, dry_run = parse_arguments([*arguments, "--dry-run"], "")
     config = load_config(path, overrides)

@@ -35,7 +35,9 @@ def test_the_papers_schedule_at_golden_updates(update: int, rate: float) -> None
 
 def test_other_decays_meet_their_ends() -> None:
     for decay, last in (("linear", 0.0), ("cosine", 0.0), ("constant", 1.0)):
-        rates = [learning_rate(s, peak=1.0, warmup_steps=10, steps=100, decay=decay) for s in (5, 10, 55, 100)]
+        rates = [
+            learning_rate(s, peak=1.0, warmup_steps=10, steps=100, decay=decay) for s in (5, 10, 55, 100)
+        ]
         assert rates[:2] == [0.5, 1.0]
         assert rates[3] == pytest.approx(last, abs=1e-12)
         assert rates[2] == pytest.approx(1.0 if decay == "constant" else 0.5)

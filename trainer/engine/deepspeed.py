@@ -23,6 +23,7 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
@@ -141,6 +142,21 @@ class Engine:
             },
         )
         self.model = model
+        if self.zero_stage:
+            self._create_moments()
+
+    def _create_moments(self) -> None:
+        """Make and link Adam's state for ZeRO now, where torch makes it at the first step.
+
+        A checkpoint is loaded before any step; and DeepSpeed 0.19.8 links names to state after the first of several
+        parameter groups has stepped, when the others have none yet, and then never again.
+        """
+        partitions = self.optimizer.single_partition_of_fp32_groups
+        state = self.optimizer.optimizer.state
+        for parameters, partition in zip(self.optimizer.bit16_groups, partitions, strict=True):
+            moments = {moment: torch.zeros_like(partition) for moment in MOMENTS}
+            state[partition] = {"step": torch.tensor(0.0), **moments}
+            lazy_init_hp_params_optimizer_state(parameters, partition, state)
 
     def assigned(self) -> Iterator[tuple[int, float]]:
         """(micro-batch number, weight) of each pass of this rank; the weight is 1, or 0 for a surplus pass."""

@@ -1,0 +1,132 @@
+"""RoBERTa to Longformer and back, by the command."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LongformerForMaskedLM, RobertaForMaskedLM
+
+from tests.trainer.models import padded_batch, roberta_folder
+from trainer.convert import main
+
+POSITIONS = "embeddings.position_embeddings.weight"
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return roberta_folder(tmp_path_factory.mktemp("models") / "roberta", tokens=32)
+
+
+def run(source: Path, to: Path, *flags: str) -> int:
+    return main(["--from", str(source), "--to", str(to), *flags])
+
+
+def test_positions_are_tiled_and_the_last_copy_cut(roberta: Path, tmp_path: Path) -> None:
+    assert run(roberta, tmp_path / "long", "--max-positions", "80", "--window", "16") == 0
+    table = load_file(roberta / "model.safetensors")["roberta." + POSITIONS]
+    tiled = load_file(tmp_path / "long" / "model.safetensors")["longformer." + POSITIONS]
+    assert tiled.shape[0] == 82
+    assert torch.equal(tiled[:2], table[:2])  # rows that are no positions keep their values
+    for row in range(80):
+        assert torch.equal(tiled[2 + row], table[2 + row % 32])
+
+
+def test_transformers_loads_it_whole_with_global_projections_copied(roberta: Path, tmp_path: Path) -> None:
+    run(roberta, tmp_path / "long", "--max-positions", "64", "--window", "8")
+    model, info = LongformerForMaskedLM.from_pretrained(tmp_path / "long", output_loading_info=True)
+    assert not any(info.values())
+    assert model.config.attention_window == [8, 8]
+    assert model.config.max_position_embeddings == 66
+    attention = model.longformer.encoder.layer[1].attention.self
+    for part in ("query", "key", "value"):
+        local, added = getattr(attention, part), getattr(attention, f"{part}_global")
+        assert torch.equal(local.weight, added.weight)
+        assert torch.equal(local.bias, added.bias)
+
+
+def test_back_to_roberta_gives_the_same_logits(roberta: Path, tmp_path: Path) -> None:
+    run(roberta, tmp_path / "long", "--max-positions", "80", "--window", "16")
+    assert run(tmp_path / "long", tmp_path / "short") == 0
+    model, info = RobertaForMaskedLM.from_pretrained(tmp_path / "short", output_loading_info=True)
+    assert not any(info.values())
+    ids, mask = padded_batch(2, 32)
+    with torch.no_grad():
+        found = model.eval()(ids, attention_mask=mask).logits
+        expected = RobertaForMaskedLM.from_pretrained(roberta).eval()(ids, attention_mask=mask).logits
+    assert torch.equal(found, expected)
+
+
+def test_without_copying_only_the_new_rows_are_random(roberta: Path, tmp_path: Path) -> None:
+    flags = ("--max-positions", "80", "--window", "16", "--no-copy-positions")
+    for name in ("one", "two"):
+        run(roberta, tmp_path / name, *flags)
+    table = load_file(roberta / "model.safetensors")["roberta." + POSITIONS]
+    one, two = (
+        load_file(tmp_path / n / "model.safetensors")["longformer." + POSITIONS] for n in ("one", "two")
+    )
+    assert torch.equal(one[:34], table)
+    assert torch.equal(one, two)  # the same seed draws the same rows
+    assert one[34:].std() == pytest.approx(0.2, rel=0.1)  # the model's initializer_range
+
+
+def test_pytorch_model_bin_is_read_as_plain_weights_only(roberta: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.json").write_text((roberta / "config.json").read_text())
+    weights = load_file(roberta / "model.safetensors")
+    # Older files carry the prefix-free buffer and the decoder's own bias.
+    weights["lm_head.decoder.bias"] = weights.pop("lm_head.bias")
+    weights["roberta.embeddings.position_ids"] = torch.arange(34)[None]
+    torch.save(weights, old / "pytorch_model.bin")
+    assert run(old, tmp_path / "from_bin", "--max-positions", "64", "--window", "8") == 0
+    assert run(roberta, tmp_path / "from_safe", "--max-positions", "64", "--window", "8") == 0
+    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("from_bin", "from_safe"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+class _Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_that_runs_code_is_refused(
+    roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (evil / "config.json").write_text((roberta / "config.json").read_text())
+    (evil / "pytorch_model.bin").write_bytes(pickle.dumps(_Evil(tmp_path / "touched")))
+    assert run(evil, tmp_path / "out") == 2
+    assert "not loadable as plain weights" in capsys.readouterr().err
+    assert not (tmp_path / "touched").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_one_message_and_exit_2(
+    roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    other = tmp_path / "gpt"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    cases = [
+        ((tmp_path / "none" / "at all" / "here", tmp_path / "out"), "no such folder"),
+        ((tmp_path / "empty", tmp_path / "out"), "found no config.json"),
+        ((other, tmp_path / "out"), "model_type: found 'gpt2', expected roberta or longformer"),
+        ((roberta, tmp_path / "out", "--window", "7"), "--window: found 7, expected an even number"),
+        (
+            (roberta, tmp_path / "out", "--max-positions", "16"),
+            "--max-positions: found 16, expected at least",
+        ),
+    ]
+    for arguments, message in cases:
+        assert run(*arguments) == 2  # type: ignore[arg-type]
+        assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "gpt"]

@@ -1,0 +1,128 @@
+"""The model against transformers' own, on the same weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LongformerForMaskedLM, RobertaForMaskedLM
+
+from tests.trainer.models import padded_batch, roberta_folder
+from trainer.convert import convert
+from trainer.engine.config import InputError
+from trainer.model.folder import load_model, with_global_projections
+from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
+from trainer.model.longformer import EncoderConfig
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return roberta_folder(tmp_path_factory.mktemp("models") / "roberta")
+
+
+@pytest.fixture(scope="module")
+def longformer(roberta: Path) -> Path:
+    folder = roberta.parent / "longformer"
+    convert(roberta, folder, tokens=200, window=8)
+    return folder
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 31])
+def test_roberta_gives_transformers_logits(roberta: Path, tokens: int) -> None:
+    theirs = RobertaForMaskedLM.from_pretrained(roberta).eval()
+    ids, mask = padded_batch(3, tokens)
+    with torch.no_grad():
+        expected = theirs(ids, attention_mask=mask).logits
+        found = load_model(roberta).eval()(ids, attention_mask=mask)
+    assert expected.abs().max() > 1
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [5, 63, 111, 200])
+def test_longformer_gives_transformers_logits_and_loss(longformer: Path, tokens: int) -> None:
+    theirs = LongformerForMaskedLM.from_pretrained(longformer).eval()
+    ours = load_model(longformer).eval()
+    ids, mask = padded_batch(2, tokens)
+    places = torch.tensor([[1, tokens // 2, tokens - 1], [0, 2, 3]])
+    labels = ids.gather(1, places)
+    dense = torch.full_like(ids, -100).scatter(1, places, labels)
+    with torch.no_grad():
+        expected = theirs(ids, attention_mask=mask, labels=dense)
+        everywhere = ours(ids, attention_mask=mask)
+        loss = masked_loss_sum(ours(ids, places, mask), labels)
+    torch.testing.assert_close(everywhere[mask.bool()], expected.logits[mask.bool()], atol=1e-4, rtol=1e-4)
+    scored = (dense != -100).sum()
+    assert float(loss / scored) == pytest.approx(float(expected.loss), rel=1e-5)
+
+
+def test_a_window_that_covers_the_sequence_is_full_attention(roberta: Path, tmp_path: Path) -> None:
+    convert(roberta, tmp_path / "wide", tokens=64, window=64)
+    ids, mask = padded_batch(2, 32)
+    with torch.no_grad():
+        full = load_model(roberta).eval()(ids, attention_mask=mask)
+        windowed = load_model(tmp_path / "wide").eval()(ids, attention_mask=mask)
+    torch.testing.assert_close(windowed, full, atol=1e-5, rtol=1e-5)
+
+
+def test_documents_kept_apart_do_not_see_each_other(longformer: Path) -> None:
+    model = load_model(longformer).eval()
+    ids, _ = padded_batch(1, 40)
+    documents = torch.tensor([[0] * 20 + [1] * 20])
+    changed = ids.clone()
+    changed[0, 20:] = 5
+    with torch.no_grad():
+        apart = [model(x, document_ids=documents)[0, :20] for x in (ids, changed)]
+        packed = [model(x)[0, :20] for x in (ids, changed)]
+    assert torch.equal(apart[0], apart[1])
+    assert not torch.equal(packed[0], packed[1])
+
+
+def test_every_parameter_has_a_gradient_in_masked_language_modelling(longformer: Path) -> None:
+    model = load_model(longformer).train()
+    ids, _ = padded_batch(1, 200)
+    logits = model(ids, torch.arange(0, 200, 7)[None])
+    F.cross_entropy(logits.flatten(0, 1), ids[:, ::7].flatten()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_dropout_is_a_function_of_the_seeds_and_survives_activation_checkpointing(longformer: Path) -> None:
+    ids, _ = padded_batch(2, 60)
+    places = torch.arange(0, 60, 5).expand(2, -1)
+    seeds = torch.tensor([[1, 2], [3, 4]])
+
+    def gradient(activation_checkpointing: bool) -> torch.Tensor:
+        model = load_model(longformer).train()
+        model.encoder.activation_checkpointing = activation_checkpointing
+        torch.manual_seed(5)
+        masked_loss_sum(model(ids, places, dropout_seeds=seeds), ids.gather(1, places)).backward()
+        found = model.encoder.embeddings.word_embeddings.weight.grad
+        assert found is not None
+        return found
+
+    plain = gradient(False)
+    assert torch.equal(plain, gradient(False))
+    torch.testing.assert_close(plain, gradient(True), atol=0, rtol=0)
+
+
+def test_the_base_models_parameter_count_is_the_published_one() -> None:
+    config = EncoderConfig(
+        "longformer", vocab_size=50265, max_position_embeddings=4098, attention_window=[512] * 12
+    )
+    with torch.device("meta"):
+        model = MaskedLanguageModel(config)
+    counts = {name: p.numel() for name, p in model.named_parameters()}
+    added = with_global_projections(dict(model.named_parameters()))
+    projections = sum(p.numel() for name, p in added.items() if "_global" in name)
+    assert projections == 21_261_312
+    assert sum(counts.values()) + projections == 148_711_257
+
+
+def test_a_folder_whose_weights_do_not_fit_its_configuration(roberta: Path, tmp_path: Path) -> None:
+    broken = roberta_folder(tmp_path / "broken")
+    text = (broken / "config.json").read_text().replace('"intermediate_size": 96', '"intermediate_size": 97')
+    (broken / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"intermediate.dense.weight: found \[96, 48\], expected \[97, 48\]"):
+        load_model(broken)
+    (broken / "model.safetensors").write_bytes(b"not safetensors at all")
+    with pytest.raises(InputError, match=r"model.safetensors: not a readable"):
+        load_model(broken)
