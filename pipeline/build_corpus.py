@@ -71,12 +71,12 @@ def build(options: argparse.Namespace) -> None:
     identity = _identity(loaded, options.limit, plans)
     if _is_finished(output, identity):
         say(f"{output.root} holds this corpus already; nothing to do")
+        if output.size(BEGUN) is not None:  # its build was killed between the manifest and its end
+            _end(stores, options.keep_work)
         return
     _begin(output, identity)
     manifest = _build(loaded, options, plans, stores)
-    output.remove(BEGUN)
-    if not options.keep_work:
-        _remove_work(work)
+    _end(stores, options.keep_work)
     sizes = ", ".join(f"{split['sequences']:,} {name}" for name, split in manifest["splits"].items())
     say(f"sealed  {output.root}: {sizes} sequences of {manifest['sequence_length']:,} tokens")
     say(f"        see {output.path('report.html')}")
@@ -204,6 +204,16 @@ def _begin(output: Storage, identity: Mapping[str, Any]) -> None:
     output.publish(BEGUN, (json.dumps(identity, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def _end(stores: Stores, keep_work: bool) -> None:
+    """Removes what a sealed corpus has no need of; the sign that it was begun last."""
+    if not keep_work:
+        for stage in ("split", "encode", "select", "pack", TOKENIZER_FOLDER):
+            shutil.rmtree(stores.work.path(stage), ignore_errors=True)
+        if stores.work.root.is_dir() and not any(stores.work.root.iterdir()):
+            stores.work.root.rmdir()
+    stores.output.remove(BEGUN)
+
+
 def _nothing_left(encoded: Sequence[Record]) -> str:
     reasons: dict[str, int] = {}
     for record in encoded:
@@ -214,14 +224,6 @@ def _nothing_left(encoded: Sequence[Record]) -> str:
         ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())) or "none was readable"
     )
     return f"of {read:,} documents none is left: {listed}; expected at least one"
-
-
-def _remove_work(work: Storage) -> None:
-    """Removes what a build keeps in its work storage, and the folder itself where nothing else is in it."""
-    for stage in ("split", "encode", "select", "pack", TOKENIZER_FOLDER):
-        shutil.rmtree(work.path(stage), ignore_errors=True)
-    if work.root.is_dir() and not any(work.root.iterdir()):
-        work.root.rmdir()
 
 
 def _print_plan(plans: Sequence[SourcePlan]) -> None:

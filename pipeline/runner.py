@@ -71,20 +71,20 @@ class RayRunner:
         if cpus_there < 1:
             ray.shutdown()
             raise BuildError(f"the Ray cluster has {cpus_there} CPUs; a unit of work needs one")
-        self.cpus = min(cpus_there, max_cpus or cpus_there)
+        # Two a CPU, so that none waits for work; but no more than were asked for where Ray has more.
+        self._in_flight = max_cpus if max_cpus and max_cpus < cpus_there else 2 * cpus_there
         # A task that asks for more memory than any machine has would wait for ever.
         memory = min(TASK_MEMORY, *(int(n["Resources"].get("memory", 0)) for n in ray.nodes() if n["Alive"]))
         self._task = ray.remote(num_cpus=1, memory=memory, max_retries=RETRIES)(_execute)
 
     def run(self, units: Sequence[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
-        # Largest first, so that the last ones to finish are small; two a CPU, so that none waits for work.
+        # Largest first, so that the last ones to finish are small.
         waiting = iter(sorted(units, key=lambda unit: -unit.size))
         running: dict[Any, Unit] = {}
-        in_flight = 2 * self.cpus if len(self._ray.nodes()) > 1 else self.cpus + 1
         while True:
             for unit in waiting:
                 running[self._task.remote(unit, stores)] = unit
-                if len(running) >= in_flight:
+                if len(running) >= self._in_flight:
                     break
             if not running:
                 return

@@ -147,6 +147,12 @@ def write_atomically(path: str | Path, content: bytes | pa.Buffer) -> WrittenFil
     return WrittenFile(bytes=len(memoryview(content)), sha256=hashlib.sha256(content).hexdigest())
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that `write_atomically` was writing when it was killed."""
+    base = name.rsplit("/", 1)[-1]
+    return base.startswith(".") and base.endswith(".tmp")
+
+
 def _sync_folder(folder: Path) -> None:
     # The rename is a change of the folder: without this a power cut can take the name back.
     descriptor = os.open(folder, os.O_RDONLY)

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config import LoadedConfig
 from pipeline.errors import BuildError
 from pipeline.report import render_report
-from pipeline.shards import FORMAT_VERSION, MANIFEST, file_sha256
+from pipeline.shards import FORMAT_VERSION, MANIFEST, file_sha256, is_temporary
 from pipeline.stages.plan import SourcePlan
 from pipeline.stages.select import SPLITS
 from pipeline.storage import Stores
@@ -110,6 +110,7 @@ def seal(
 
     shards = [record.files[0] for record in packed]
     _check_shards(shards, stores)
+    _remove_leftovers(shards, stores)
     tokenizer = loaded.tokenizer
     manifest = {
         "version": FORMAT_VERSION,
@@ -172,11 +173,14 @@ def _check_shards(shards: Sequence[PublishedFile], stores: Stores) -> None:
                 f"{stores.output.path(shard.name)}: its sha256 is {found}, written was {shard.sha256}; the disk or "
                 "another program changed it. Remove the file and run the same command again"
             )
-    # Shards of an earlier build that did not finish, whose inputs were more than these.
+
+
+def _remove_leftovers(shards: Sequence[PublishedFile], stores: Stores) -> None:
+    """Removes what killed runs have left: temporary files, and shards of an unfinished build of more inputs."""
     names = {shard.name for shard in shards}
-    for split in SPLITS:
-        for name in stores.output.list(split):
-            if name not in names and _SHARD.fullmatch(name):
+    for folder in (*SPLITS, "quarantine", "."):
+        for name in stores.output.list(folder):
+            if is_temporary(name) or (name not in names and _SHARD.fullmatch(name)):
                 stores.output.remove(name)
 
 

@@ -174,11 +174,16 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
-def command(config: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """The command as a user starts it."""
+def command(config: Path, output: Path, *options: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user starts it; `extra` are variables of its environment."""
     arguments = ["-m", "pipeline.build_corpus", "--config", str(config), "--output", str(output), *options]
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 

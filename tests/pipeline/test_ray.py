@@ -1,0 +1,158 @@
+"""Through Ray: the same bytes as without it, a lost worker made good, and jobs submitted in both spellings."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.pipeline.conftest import ROOT, command, contents, environment, write_config
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    dashboard: str
+    """Where jobs are submitted."""
+    address: str
+    """Where drivers connect."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head of the tests' own, shared by all of them: on loopback, with its own ports and folder."""
+    # Not pytest's folder: the paths of Ray's sockets must stay under 108 characters.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    names = ["port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
+    names += ["metrics-export-port", "ray-client-server-port", "node-manager-port", "object-manager-port"]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    arguments = [f"--{name}={port}" for name, port in ports.items()]
+    arguments += [
+        "--head",
+        "--node-ip-address=127.0.0.1",
+        "--dashboard-host=127.0.0.1",
+        f"--temp-dir={folder}",
+    ]
+    arguments += ["--num-cpus=2", f"--object-store-memory={100 << 20}", "--disable-usage-stats", "--block"]
+    log = Path(folder) / "head.log"
+    with log.open("wb") as stream:
+        head = subprocess.Popen(
+            [str(Path(sys.executable).parent / "ray"), "start", *arguments],
+            env=environment(),
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"{dashboard}/api/version", timeout=5):  # noqa: S310
+                    break
+            except OSError:
+                assert head.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+        yield Cluster(dashboard, f"127.0.0.1:{ports['port']}")
+    finally:
+        processes = [head.pid, *(p.pid for p in psutil.Process(head.pid).children(recursive=True))]
+        head.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(30)
+        for pid in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def submit(cluster: Cluster, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    ray = str(Path(sys.executable).parent / "ray")
+    arguments = [ray, "job", "submit", "--address", cluster.dashboard, "--working-dir", "."]
+    return subprocess.run(
+        [*arguments, "--", *entrypoint],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "cpus"),
+    [(["python", "-m", "pipeline.build_corpus"], "1"), (["pipeline.build_corpus"], "2")],
+)
+def test_a_submitted_job_gives_the_bytes_of_local(
+    entrypoint: list[str], cpus: str, cluster: Cluster, built: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    config, reference = built
+    file = write_config(tmp_path / "config.yaml", config)
+    arguments = ["--config", str(file), "--output", str(tmp_path / "corpus"), "--max-cpus", cpus]
+    done = submit(cluster, *entrypoint, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sealed" in done.stdout, "the job's log has the build's progress"
+    assert contents(tmp_path / "corpus") == contents(reference)
+    # The tasks ran on the cluster, not on a Ray of the driver's own.
+    with urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=30) as answer:  # noqa: S310
+        assert any(job["driver_info"] for job in json.load(answer) if job["status"] == "SUCCEEDED")
+
+
+def test_a_job_with_bad_input_fails_with_its_message(
+    cluster: Cluster, built: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    config, _ = built
+    sources = [{"kind": "text", "path": "documents-here-but-not-there"}]
+    file = write_config(tmp_path / "config.yaml", {**config, "sources": sources, "sead": 1})
+    arguments = ["--config", str(file), "--output", str(tmp_path / "corpus")]
+    done = submit(cluster, "python", "-m", "pipeline.build_corpus", *arguments)
+    assert done.returncode == 1, "ray job submit knows one code for failure"
+    assert "uploads no data" in done.stdout
+    assert "perhaps 'seed' was meant" in done.stdout
+    assert not os.path.lexists(tmp_path / "corpus")
+
+
+def test_an_input_s_error_comes_back_from_a_worker(
+    cluster: Cluster, built: tuple[dict[str, Any], Path], small_sources: Path, tmp_path: Path
+) -> None:
+    config, _ = built
+    torn = tmp_path / "torn.tar.gz"
+    torn.write_bytes((small_sources / "realnews.tar.gz").read_bytes()[:5000])
+    sources = [*config["sources"], {"kind": "realnews", "name": "torn", "path": str(torn)}]
+    file = write_config(tmp_path / "config.yaml", {**config, "sources": sources})
+    done = command(file, tmp_path / "corpus", RAY_ADDRESS=cluster.address)
+    assert done.returncode == 2
+    assert "torn.tar.gz: truncated or damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "corpus/manifest.json").exists()
+
+
+def test_a_private_ray_gives_the_bytes_of_local(built: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    config, reference = built
+    file = write_config(tmp_path / "config.yaml", config)
+    done = command(file, tmp_path / "corpus", "--max-cpus", "2")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "corpus") == contents(reference)
