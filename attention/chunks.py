@@ -28,7 +28,7 @@ from attention.dropout import RowState
 from attention.pattern import Block, Intervals, Pattern
 from attention.problem import Gradients, Problem
 
-SCRATCH_CPU = 1 << 18  # scores at a time: what the second-level cache holds
+SCRATCH_CPU = 1 << 18  # numbers at a time, a tile's scores and operands: what the second-level cache holds
 SCRATCH_GPU = 1 << 24
 ROWS = 64  # of a block
 TILE = 2048  # the most keys of a tile
@@ -356,12 +356,12 @@ class Part:
 
 def _parts(rows: Rows) -> Iterator[tuple[Part, list[tuple[slice, list[Tile]]]]]:
     """Parts whose tiles of scores fit the scratch, each with its blocks of rows and the tiles these see."""
-    batch, heads, length, _ = rows.query.shape
+    batch, heads, length, head_dim = rows.query.shape
     widths = [keys.intervals.widest() for keys in rows.keys]
     size = min(length, ROWS)
     scratch = SCRATCH_CPU if rows.query.device.type == "cpu" else SCRATCH_GPU
     tile = min(TILE, max(min(width + size, keys.key.shape[2]) for width, keys in zip(widths, rows.keys)))
-    pairs = max(1, scratch // (size * tile))
+    pairs = max(1, scratch // (size * tile + 2 * (size + tile) * head_dim))
     head_step, example_step = min(heads, pairs), max(1, pairs // heads)
     for start in range(0, batch, example_step):
         examples = slice(start, min(start + example_step, batch))

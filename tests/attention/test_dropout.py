@@ -52,7 +52,8 @@ def test_the_hash_is_the_one_defined(seed: int, stream: int) -> None:
             found = int(dropout.entry_hash(row, torch.tensor(key, dtype=torch.int32)))
             expected = reference_hash(seed, head, query, key, stream)
             assert found & 0xFFFFFFFF == expected
-            for p in (0.0, 1e-9, 0.1, 0.5, 0.9, 0.999):
+            at_the_border = (expected / 2**32, (expected + 1) / 2**32 % 1)
+            for p in (0.0, 1e-9, 0.1, 0.5, 0.9, 0.999, *at_the_border):
                 keeps = bool(dropout.keep(row, torch.tensor(key), p, torch.float32))
                 assert keeps == (expected >= math.floor(p * 2**32))
 

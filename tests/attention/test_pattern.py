@@ -60,6 +60,8 @@ def test_a_document_returning_is_an_error_and_padding_inside_one_is_not() -> Non
     with pytest.raises(ValueError, match="example 0"):
         pattern(4, 2, document="1121").check_documents()
     pattern(4, 2, document="1121", real="1101").check_documents()
+    pattern(4, 2, document="2112", real="0111").check_documents()
+    assert picture(pattern(4, 6, document="2112", real="0111")) == "..../.xx./.xx./...x"
 
 
 @settings(max_examples=200, deadline=None)
