@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.config import LoadedConfig, load_config
 from pipeline.errors import BuildError
 from pipeline.progress import Progress, say
-from pipeline.shards import MANIFEST, read_manifest
+from pipeline.runner import LocalRunner, RayRunner, Runner
+from pipeline.shards import MANIFEST, CorpusError, read_manifest
 from pipeline.stages.encode import TOKENIZER_FOLDER, EncodeUnit
 from pipeline.stages.pack import Layout, plan_shards
 from pipeline.stages.plan import SourcePlan, make_plan
@@ -48,14 +49,23 @@ the same, byte for byte, as they do for any number of workers.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. 0 where the corpus is there, 2 where the user has to change something first."""
+    """The command. 0 where the corpus is there, 2 where the user has to change something first, 130 where the
+    user stopped it."""
     options = _parser().parse_args(arguments)
     try:
         build(options)
-    except BuildError as error:
-        print(f"build_corpus: {error}", file=sys.stderr)
-        return 2
+    except (BuildError, CorpusError) as error:
+        return _complain(str(error), 2)
+    except OSError as error:  # a full disk, a folder that may not be written
+        return _complain(f"{error.filename or options.output}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        return _complain("stopped; the same command goes on from here", 130)
     return 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"build_corpus: {message}", file=sys.stderr)
+    return code
 
 
 def build(options: argparse.Namespace) -> None:
@@ -115,8 +125,6 @@ class _Stages:
     """Runs the units of one stage after the other, only those that did not run before."""
 
     def __init__(self, stores: Stores, local: bool, max_cpus: int | None) -> None:
-        from pipeline.runner import LocalRunner, RayRunner, Runner
-
         self._stores = stores
         self._runner: Runner = LocalRunner() if local else RayRunner(max_cpus)
         self.seconds: dict[str, float] = {}
@@ -145,8 +153,13 @@ def _identity(loaded: LoadedConfig, limit: int | None, plans: Sequence[SourcePla
         "config": loaded.config.plain(),
         "limit": limit,
         "tokenizer": loaded.tokenizer.fingerprint,
-        "inputs": describe_inputs(plans),
+        "inputs": _by_name(describe_inputs(plans)),
     }
+
+
+def _by_name(inputs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Inputs as names and versions, so that a difference is told with the name of the file."""
+    return {f"{item['source']}/{item['name']}": item["version"] for item in inputs}
 
 
 def _is_finished(output: Storage, identity: Mapping[str, Any]) -> bool:
@@ -154,8 +167,10 @@ def _is_finished(output: Storage, identity: Mapping[str, Any]) -> bool:
     if output.size(MANIFEST) is not None:
         manifest = read_manifest(output.root)
         sealed = {
-            **{key: manifest[key] for key in identity},
+            "config": manifest["config"],
+            "limit": manifest["limit"],
             "tokenizer": manifest["tokenizer"]["fingerprint"],
+            "inputs": _by_name(manifest["inputs"]),
         }
         _refuse_other(output, "holds", sealed, identity)
         return True

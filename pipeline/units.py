@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import tokenizers
 
+from pipeline.errors import BuildError
 from pipeline.shards import WrittenFile
 from pipeline.storage import Stores
 
@@ -74,11 +75,15 @@ def find_record(unit: Unit, stores: Stores) -> Record | None:
 
 
 def execute(unit: Unit, stores: Stores) -> Record:
-    """Runs a unit and publishes its record."""
+    """Runs a unit and publishes its record. BuildError where an input, or the disk, is at fault."""
     started = time.process_time()
-    result = unit.run(stores)
-    record = Record(result.files, result.facts, round(time.process_time() - started, 3))
-    stores.work.publish(_record_name(unit), json.dumps(asdict(record)).encode())
+    try:
+        result = unit.run(stores)
+        record = Record(result.files, result.facts, round(time.process_time() - started, 3))
+        stores.work.publish(_record_name(unit), json.dumps(asdict(record)).encode())
+    except OSError as error:
+        where = error.filename or stores.work.root
+        raise BuildError(f"{where}: {error.strerror or error} (in stage {unit.stage})") from error
     return record
 
 

@@ -18,7 +18,7 @@ from pipeline.shards import Corpus, open_corpus
 from pipeline.sources import SOURCES
 from pipeline.sources.reading import accepts, read_documents
 from pipeline.tokenizer import load_tokenizer
-from tests.pipeline.conftest import build, contents, words, write_config, write_jsonl, write_tar
+from tests.pipeline.conftest import build, command, contents, words, write_config, write_jsonl, write_tar
 
 
 def documents_of(config: dict[str, Any]) -> dict[str, str]:
@@ -188,6 +188,45 @@ def test_an_output_of_another_configuration_is_refused(
     assert build(config, output, "--limit", "5") == 2
     assert "limit: null, 5" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_inputs_that_changed_are_named(
+    small_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "own" / name).write_text(f"the text of {name}")
+    config = {"tokenizer": str(small_tokenizer), "sources": [{"kind": "text", "path": str(tmp_path / "own")}]}
+    assert build(config, tmp_path / "corpus") == 0
+    (tmp_path / "own/b.txt").write_text("another text")
+    assert build(config, tmp_path / "corpus") == 2
+    message = capsys.readouterr().err
+    assert "text/b.txt" in message
+    assert "text/a.txt" not in message
+
+
+def test_the_command_as_a_user_sees_it_fail(small_config: dict[str, Any], tmp_path: Path) -> None:
+    small_config |= {"tokenizer": str(tmp_path / "absent/tokenizer.json"), "sead": 1}
+    small_config["sources"][0]["path"] = str(tmp_path / "absent-books")
+    file = write_config(tmp_path / "c.yaml", small_config)
+    done = command(file, tmp_path / "corpus", "--local")
+    assert done.returncode == 2
+    assert "3 problems" in done.stderr
+    assert "absent-books: no such file or folder" in done.stderr
+    assert "absent/tokenizer.json: no such file or folder" in done.stderr
+    assert "perhaps 'seed' was meant" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_disk_without_room_is_said(
+    small_config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file where the work folder should be: like a full disk, an error of the system."""
+    (tmp_path / "work").write_text("in the way")
+    assert build(small_config, tmp_path / "corpus", "--work", str(tmp_path / "work")) == 2
+    assert str(tmp_path / "work") in capsys.readouterr().err
+    assert not (tmp_path / "corpus/manifest.json").exists()
 
 
 def test_a_folder_of_something_else_is_refused(
