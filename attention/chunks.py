@@ -28,7 +28,9 @@ from attention.dropout import RowState
 from attention.pattern import Block, Intervals, Pattern
 from attention.problem import Gradients, Problem
 
-SCRATCH_CPU = 1 << 18  # numbers at a time, a tile's scores and operands: what the second-level cache holds
+SCRATCH_CPU = (
+    3 << 17
+)  # numbers at a time, scores and operands of a tile: about what the second-level cache holds
 SCRATCH_GPU = 1 << 24
 ROWS = 64  # of a block
 TILE = 2048  # the most keys of a tile
