@@ -44,7 +44,7 @@ from trainer.engine.schedule import learning_rate
 from trainer.export import export_checkpoint
 from trainer.model.folder import config_json, load_model, locate_model, tokenizer_fingerprint
 from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
-from trainer.model.longformer import EncoderConfig
+from trainer.model.longformer import EncoderConfig, set_sinusoidal_positions
 
 INTERRUPTED = 143  # the exit status of a run that SIGTERM stopped, after its checkpoint
 
@@ -79,6 +79,8 @@ def prepare(config: Pretraining) -> Prepared:
     problems = []
     if isinstance(config.model, NewModel):
         model = MaskedLanguageModel(new_encoder_config(config.model, config.sequence_length, sequences))
+        if config.model.sinusoidal_positions:
+            set_sinusoidal_positions(model.encoder.embeddings, config.model.initializer_range)
     else:
         folder = locate_model(config.model)
         model = load_model(folder)
@@ -118,14 +120,13 @@ def prepare(config: Pretraining) -> Prepared:
 
 def new_encoder_config(new: NewModel, tokens: int, sequences: Sequences) -> EncoderConfig:
     """A new model's sizes, with the vocabulary and special ids of the corpus and positions for `tokens`."""
-    values = new.model_dump()
-    window = values.pop("attention_window")
+    values = new.model_dump(exclude={"attention_window", "sinusoidal_positions"})
     ids = sequences.corpus.special_ids
     return EncoderConfig(
         **values,
         vocab_size=sequences.corpus.vocabulary_size,
         max_position_embeddings=tokens + ids["pad"] + 1,
-        attention_window=[window] * new.num_hidden_layers if new.architecture == "longformer" else [],
+        attention_window=[new.attention_window] * new.num_hidden_layers if new.architecture == "longformer" else [],
         bos_token_id=ids["bos"],
         pad_token_id=ids["pad"],
         eos_token_id=ids["eos"],

@@ -40,6 +40,9 @@ class NewModel(Section):
     hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
     attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    sinusoidal_positions: bool = Field(
+        False, description="start the learned positions as sinusoids: small models find word order sooner"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> NewModel:

@@ -1,0 +1,201 @@
+"""The main job, end to end, small: `make demo`.
+
+    python -m demo.run [--to demo_output] [--processes 2]
+
+Makes raw text in the four sources' formats, builds a corpus of 4,096-token shards with Ray, trains a tiny RoBERTa from
+scratch, converts it to Longformer, continues masked-language-model pretraining at 4,096 tokens on two processes under
+DeepSpeed's launcher, evaluates and exports; every step by the command a user would type, printed before it runs. It
+ends with a table like the paper's table 5. Interrupted, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from demo.sources import read_texts, train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+VOCABULARY = 320
+WINDOW = 32
+POSITION_UPDATES = {"extra_positions_only": "true", "optimizer.learning_rate": "3e-4", "steps": "60"}
+
+# The rows of the paper's table 5 (base model): name, the paper's BPC, and the demo's model folder.
+TABLE_5 = (
+    ("RoBERTa, in pieces of its length", 1.846, "runs/roberta/export"),
+    ("Longformer, positions not copied", 10.299, "models/longformer-uncopied"),
+    ("Longformer, positions copied", 1.957, "models/longformer-start"),
+    ("  + updates of everything", 1.753, "runs/longformer/export"),
+    ("  + updates of the added positions alone", 1.850, "runs/positions/export"),
+)
+
+
+class StepFailed(RuntimeError):
+    """A command of the demo ended with an error; its output is in the log named."""
+
+
+class Demo:
+    """Runs the steps into one folder; each command's whole output goes to FOLDER/logs."""
+
+    def __init__(self, folder: Path, processes: int) -> None:
+        self.folder = folder
+        self.processes = processes
+        self.logs = folder / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            **os.environ,
+            "LONGSPAN_DEMO": str(folder),
+            "OMP_NUM_THREADS": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # The commands are found as in an activated environment.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+        self.times: list[tuple[str, float]] = []
+
+    def title(self, text: str) -> None:
+        print(f"\n== {text}", flush=True)
+
+    def run(self, name: str, *command: str) -> str:
+        """Run a command, showing its own lines but not the launcher's; returns its output."""
+        print(f"$ {shlex.join(command)}", flush=True)
+        started = time.monotonic()
+        shown: list[str] = []
+        with (self.logs / f"{name}.log").open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self.environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            assert process.stdout is not None
+            for line in process.stdout:
+                log.write(line)
+                if not line.startswith("["):  # dated lines of launchers and libraries
+                    print(f"  {line}", end="", flush=True)
+                    shown.append(line)
+        self.times.append((name, time.monotonic() - started))
+        if process.wait():
+            raise StepFailed(f"{name} ended with exit code {process.returncode}; see {self.logs / name}.log")
+        return "".join(shown)
+
+    def python(self, name: str, module: str, *arguments: str) -> str:
+        return self.run(name, "python", "-m", module, *arguments)
+
+    def pretrain(self, name: str, config: str, **keys: str) -> None:
+        """Train under DeepSpeed's launcher with a configuration of trainer/configs and overriding keys."""
+        flags = [part for key, value in keys.items() for part in (f"--{key}", value)]
+        self.run(
+            f"pretrain-{name}",
+            *("deepspeed", "--num_gpus", str(self.processes), "trainer/pretrain.py"),
+            *("--config", f"trainer/configs/{config}.yaml", "--run", str(self.folder / "runs" / name)),
+            *("--corpus", str(self.folder / "corpus"), *flags),
+        )
+
+    def sources(self) -> None:
+        self.title("raw text: this machine's own documentation, in the four sources' formats")
+        sources = self.folder / "sources"
+        self.python("sources", "demo.sources", "--to", str(sources))
+        tokenizer = self.folder / "tokenizer" / "tokenizer.json"
+        if not tokenizer.exists():
+            train_tokenizer(read_texts(sources), VOCABULARY, tokenizer)
+        print(f"  tokenizer: byte-level BPE of {VOCABULARY} entries in {tokenizer}")
+
+    def corpus(self) -> None:
+        self.title("corpus: 4,096-token sequences, built by Ray on this machine")
+        config = "pipeline/configs/demo.yaml"
+        self.python(
+            "corpus", "pipeline.build_corpus", "--config", config, "--output", str(self.folder / "corpus")
+        )
+
+    def train(self) -> None:
+        self.title("a tiny RoBERTa from scratch, since nothing is downloaded")
+        self.pretrain("roberta", "demo_roberta")
+        self.title("RoBERTa to Longformer, with and without copying its positions")
+        source = str(self.folder / "runs" / "roberta" / "export")
+        for name, flags in (("longformer-start", ()), ("longformer-uncopied", ("--no-copy-positions",))):
+            to = str(self.folder / "models" / name)
+            size = ("--max-positions", "4096", "--window", str(WINDOW))
+            self.python(f"convert-{name}", "trainer.convert", "--from", source, "--to", to, *size, *flags)
+        self.title(
+            "masked-language modelling continued at 4,096 tokens: all weights, then the added positions alone"
+        )
+        start = str(self.folder / "models" / "longformer-start")
+        self.pretrain("longformer", "demo_longformer", model=start)
+        self.pretrain("positions", "demo_longformer", model=start, **POSITION_UPDATES)
+
+    def evaluate(self) -> dict[str, float]:
+        self.title(
+            "bits per masked token on held-out documents: the same text and masked places for every model"
+        )
+        found = {}
+        for row, _, model in TABLE_5:
+            name = model.replace("/", "-")
+            arguments = ("--model", str(self.folder / model), "--corpus", str(self.folder / "corpus"))
+            output = self.python(f"evaluate-{name}", "trainer.evaluate", *arguments)
+            found[row] = float(json.loads(output.strip().splitlines()[-1])["bpc"])
+        return found
+
+
+def corpus_table(corpus: Path) -> str:
+    """Documents and tokens of each source, in, dropped and kept, from the corpus's manifest."""
+    manifest = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))
+    lines = [f"{'source':<12}{'documents':>10}{'kept':>8}{'tokens kept':>14}   dropped"]
+    for source in manifest["sources"]:
+        kept = source["kept"]
+        dropped = ", ".join(f"{reason} {counts['documents']}" for reason, counts in source["dropped"].items())
+        lines.append(
+            f"{source['name']:<12}{source['read']:>10,}{kept['documents']:>8,}{kept['tokens']:>14,}   {dropped}"
+        )
+    return "\n".join(lines)
+
+
+def table_5(found: dict[str, float]) -> str:
+    lines = [f"{'bits per masked token':<44}{'here':>8}{'paper':>9}"]
+    lines += [f"{row:<44}{found[row]:>8.3f}{paper:>9.3f}" for row, paper, _ in TABLE_5]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--to", type=Path, default=Path("demo_output"), metavar="DIR", help="(demo_output)")
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="training processes (2)")
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    demo = Demo(options.to.resolve(), options.processes)
+    try:
+        demo.sources()
+        demo.corpus()
+        demo.train()
+        found = demo.evaluate()
+    except (StepFailed, OSError, ValueError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    folder = demo.folder
+    demo.title("the corpus")
+    print(corpus_table(folder / "corpus"))
+    demo.title("table 5, at this size (the paper's column: its base model on its corpus)")
+    print(table_5(found))
+    export = folder / "runs" / "longformer" / "export"
+    demo.title("where everything lies")
+    print(f"corpus    {folder / 'corpus'}\nreport    {folder / 'corpus' / 'report.html'}")
+    print(f"run       {folder / 'runs' / 'longformer'}  (tensorboard --logdir {folder / 'runs'})")
+    print(f"model     {export}\n          LongformerForMaskedLM.from_pretrained({str(export)!r})")
+    print(f"logs      {demo.logs}")
+    minutes = (time.monotonic() - started) / 60
+    print(f"\n{minutes:.1f} minutes: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in demo.times))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
