@@ -28,9 +28,8 @@ from attention.dropout import RowState
 from attention.pattern import Block, Intervals, Pattern
 from attention.problem import Gradients, Problem
 
-SCRATCH_CPU = (
-    3 << 17
-)  # numbers at a time, scores and operands of a tile: about what the second-level cache holds
+# Numbers at a time, scores and operands of a tile: about what a CPU's second-level cache holds.
+SCRATCH_CPU = 3 << 17
 SCRATCH_GPU = 1 << 24
 ROWS = 64  # of a block
 TILE = 2048  # the most keys of a tile
