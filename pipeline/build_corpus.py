@@ -1,28 +1,25 @@
 """Builds a corpus: raw sources in, sealed Arrow shards out. `python -m pipeline.build_corpus --help`."""
 
 import argparse
-import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config import LoadedConfig, load_config
 from pipeline.errors import BuildError
+from pipeline.identity import BEGUN, begin, identify, is_finished
 from pipeline.progress import Progress, say
 from pipeline.runner import LocalRunner, RayRunner, Runner
-from pipeline.shards import MANIFEST, CorpusError, read_manifest
+from pipeline.shards import CorpusError
 from pipeline.stages.encode import TOKENIZER_FOLDER, EncodeUnit
 from pipeline.stages.pack import Layout, plan_shards
 from pipeline.stages.plan import SourcePlan, make_plan
-from pipeline.stages.seal import describe_inputs, seal
+from pipeline.stages.seal import seal
 from pipeline.stages.select import SelectUnit
 from pipeline.stages.split import within_limit
 from pipeline.storage import Storage, Stores, open_storage
 from pipeline.units import Record, Unit, find_record
-
-BEGUN = "build.json"
-"""In the output while a build is under way: for which configuration."""
 
 _HELP = """\
 Builds a corpus for long-document pretraining: reads books, Wikipedia, news, stories or your own text files,
@@ -78,13 +75,13 @@ def build(options: argparse.Namespace) -> None:
         _print_plan(plans)
         return
     stores = Stores(work=work, output=output)
-    identity = _identity(loaded, options.limit, plans)
-    if _is_finished(output, identity):
+    identity = identify(loaded, options.limit, plans)
+    if is_finished(output, identity):
         say(f"{output.root} holds this corpus already; nothing to do")
         if output.size(BEGUN) is not None:  # its build was killed between the manifest and its end
             _end(stores, options.keep_work)
         return
-    _begin(output, identity)
+    begin(output, identity)
     manifest = _build(loaded, options, plans, stores)
     _end(stores, options.keep_work)
     sizes = ", ".join(f"{split['sequences']:,} {name}" for name, split in manifest["splits"].items())
@@ -145,78 +142,6 @@ class _Stages:
 
     def close(self) -> None:
         self._runner.close()
-
-
-def _identity(loaded: LoadedConfig, limit: int | None, plans: Sequence[SourcePlan]) -> dict[str, Any]:
-    """What makes this corpus this corpus: two builds into one output must agree in it."""
-    return {
-        "config": loaded.config.plain(),
-        "limit": limit,
-        "tokenizer": loaded.tokenizer.fingerprint,
-        "inputs": _by_name(describe_inputs(plans)),
-    }
-
-
-def _by_name(inputs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Inputs as names and versions, so that a difference is told with the name of the file."""
-    return {f"{item['source']}/{item['name']}": item["version"] for item in inputs}
-
-
-def _is_finished(output: Storage, identity: Mapping[str, Any]) -> bool:
-    """Whether the output is this corpus, sealed. BuildError where it is another one, or no corpus at all."""
-    if output.size(MANIFEST) is not None:
-        manifest = read_manifest(output.root)
-        sealed = {
-            "config": manifest["config"],
-            "limit": manifest["limit"],
-            "tokenizer": manifest["tokenizer"]["fingerprint"],
-            "inputs": _by_name(manifest["inputs"]),
-        }
-        _refuse_other(output, "holds", sealed, identity)
-        return True
-    if output.size(BEGUN) is not None:
-        begun = json.loads(output.read(BEGUN))
-        # Inputs may have been put right since: unfinished, nothing of the old ones is in the result.
-        _refuse_other(output, "was begun as", {**begun, "inputs": identity["inputs"]}, identity)
-    elif output.root.exists() and (not output.root.is_dir() or any(output.root.iterdir())):
-        raise BuildError(f"{output.root}: exists and is no corpus; expected a new or an empty folder")
-    return False
-
-
-def _refuse_other(output: Storage, verb: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    differences = _differences(there, here)
-    if differences:
-        listed = "\n".join(f"  {difference}" for difference in differences[:20])
-        raise BuildError(
-            f"{output.root} {verb} another corpus; choose another --output, or remove it. There and here:\n{listed}"
-        )
-
-
-def _differences(there: Any, here: Any, key: str = "") -> list[str]:
-    """The keys in which two plain values differ, with both values."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        keys = [*there, *(k for k in here if k not in there)]
-        return [
-            d for k in keys for d in _differences(there.get(k), here.get(k), f"{key}.{k}" if key else str(k))
-        ]
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        return [
-            d
-            for i, (a, b) in enumerate(zip(there, here, strict=True))
-            for d in _differences(a, b, f"{key}[{i}]")
-        ]
-    if there == here:
-        return []
-    return [f"{key.removeprefix('config.')}: {_brief(there)}, {_brief(here)}"]
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _begin(output: Storage, identity: Mapping[str, Any]) -> None:
-    output.publish(BEGUN, (json.dumps(identity, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _end(stores: Stores, keep_work: bool) -> None:

@@ -173,6 +173,15 @@ def test_the_same_command_again_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
+def test_a_damaged_corpus_is_not_called_finished(
+    small_config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(small_config, tmp_path / "corpus") == 0
+    (tmp_path / "corpus/train/00001.arrow").unlink()
+    assert build(small_config, tmp_path / "corpus") == 2
+    assert "00001.arrow: missing" in capsys.readouterr().err
+
+
 def test_an_output_of_another_configuration_is_refused(
     built: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,6 +387,15 @@ def test_shards_of_an_unfinished_build_do_not_stay(small_config: dict[str, Any],
     shutil.copy(output / "train/00000.arrow", output / "train/00099.arrow")
     assert build(small_config, output, "--keep-work") == 0
     assert contents(output) == reference
+
+
+def test_a_build_killed_in_its_first_write_can_be_run_again(
+    small_config: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/.build.json.host.1.tmp").write_text("{")
+    assert build(small_config, tmp_path / "corpus") == 0
+    assert not list((tmp_path / "corpus").glob(".*"))
 
 
 def test_bad_members_of_archives_do_not_escape(small_tokenizer: Path, tmp_path: Path) -> None:
