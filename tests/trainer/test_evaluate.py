@@ -1,0 +1,108 @@
+"""Evaluation: the same masked places for every model, and the figure by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.tokenizer import load_tokenizer
+from tests.trainer.models import roberta_folder
+from trainer.batches.corpus import corpus_masking, open_sequences
+from trainer.batches.masking import IGNORED, MaskedSequences
+from trainer.convert import convert
+from trainer.engine.randomness import hash64
+from trainer.evaluate import cut_into_pieces, evaluate_folder, main, piece_length
+from trainer.model.folder import load_model
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 7), st.integers(0, 2**32))
+def test_pieces_keep_every_masked_place(rows: int, pieces: int, tokens: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    length = pieces * tokens
+    ids = rng.integers(0, 50, (rows, length))
+    count = int(rng.integers(1, length + 1))
+    places = np.sort(np.argsort(rng.random((rows, length)), axis=1)[:, :count], axis=1)
+    labels = np.where(rng.random(places.shape) < 0.8, rng.integers(50, 99, places.shape), IGNORED)
+    cut = cut_into_pieces(MaskedSequences(ids, places, labels), tokens)
+    assert np.array_equal(cut.input_ids.reshape(rows, length), ids)
+
+    def scored(masked: MaskedSequences, width: int) -> set[tuple[int, int]]:
+        row, column = np.nonzero(masked.labels != IGNORED)
+        flat = row * width + masked.places[row, column]
+        return set(zip(flat.tolist(), masked.labels[row, column].tolist(), strict=True))
+
+    assert scored(cut, tokens) == scored(MaskedSequences(ids, places, labels), length)
+
+
+def test_piece_length_divides_the_sequence() -> None:
+    assert piece_length(512, 4096) == 512
+    assert piece_length(4096, 4096) == 4096
+    assert piece_length(500, 4096) == 256
+    assert piece_length(9999, 128) == 128
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A RoBERTa of 32 positions over the corpus's vocabulary, and its Longformer of 128."""
+    folder = tmp_path_factory.mktemp("models")
+    size = load_tokenizer(corpus / "tokenizer.json").vocabulary_size
+    roberta_folder(folder / "roberta", tokens=32, vocab_size=size)
+    convert(folder / "roberta", folder / "longformer", tokens=128, window=16)
+    return folder
+
+
+def test_the_figure_is_the_mean_cross_entropy_in_bits(models: Path, corpus: Path) -> None:
+    found = evaluate_folder(models / "longformer", corpus, limit=3)
+    sequences = open_sequences(corpus, "validation")
+    indices = np.arange(3)
+    masked = corpus_masking(sequences.corpus).apply(
+        sequences.input_ids(indices), hash64("evaluation masks", 0, indices)
+    )
+    model = load_model(models / "longformer").eval()
+    bits, count = 0.0, 0
+    for row in range(3):
+        ids = torch.from_numpy(masked.input_ids[row : row + 1])
+        with torch.no_grad():
+            logits = model(ids, attention_mask=(ids != 1).long()).double().log_softmax(-1)[0]
+        for place, label in zip(masked.places[row], masked.labels[row], strict=True):
+            if label != IGNORED:
+                bits -= float(logits[place, label]) / math.log(2)
+                count += 1
+    assert found["tokens"] == count
+    assert found["sequences"] == 3
+    assert found["bpc"] == pytest.approx(bits / count, rel=1e-5)
+
+
+def test_a_shorter_model_is_scored_on_the_same_tokens(models: Path, corpus: Path) -> None:
+    short = evaluate_folder(models / "roberta", corpus)
+    long = evaluate_folder(models / "longformer", corpus)
+    assert short["tokens"] == long["tokens"]
+    assert short["bpc"] != long["bpc"]
+
+
+def test_the_command_prints_one_json_line(
+    models: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", str(models / "roberta"), "--corpus", str(corpus), "--sequences", "2"]
+    assert main(arguments) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line).keys() == {"bpc", "tokens", "sequences"}
+
+
+def test_bad_input_is_one_message_and_exit_2(
+    models: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = roberta_folder(tmp_path / "small", vocab_size=50)
+    for arguments, message in (
+        (["--model", str(tmp_path / "none"), "--corpus", str(corpus)], "no such folder"),
+        (["--model", str(models / "roberta"), "--corpus", str(tmp_path)], "manifest.json: missing"),
+        (["--model", str(small), "--corpus", str(corpus)], "found a vocabulary of 50, expected at least 300"),
+        (["--model", str(models / "roberta"), "--corpus", str(corpus), "--sequences", "0"], "--sequences"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
