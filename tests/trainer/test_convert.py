@@ -116,7 +116,11 @@ def test_bad_input_is_one_message_and_exit_2(
     other = tmp_path / "gpt"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
     cases = [
+        ((roberta, precious), "precious: holds something else"),
         ((tmp_path / "none" / "at all" / "here", tmp_path / "out"), "no such folder"),
         ((tmp_path / "empty", tmp_path / "out"), "found no config.json"),
         ((other, tmp_path / "out"), "model_type: found 'gpt2', expected roberta or longformer"),
@@ -129,4 +133,5 @@ def test_bad_input_is_one_message_and_exit_2(
     for arguments, message in cases:
         assert run(*arguments) == 2  # type: ignore[arg-type]
         assert message in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "gpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "gpt", "precious"]
+    assert [path.name for path in precious.iterdir()] == ["thesis.txt"]

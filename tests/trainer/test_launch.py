@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LongformerForMaskedLM
 
 from tests.trainer import launcher
@@ -194,6 +194,22 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(
     assert pretrain(["--config", str(config), "--dry-run"]) == 0
     assert "4 sequences = 4 micro-batches of 1" in capsys.readouterr().out
     assert not (tmp_path / "dry").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    launched: Path, corpus: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "poisoned"
+    shutil.copytree(launched / "fp32-0" / "export", model)
+    weights = load_file(model / "model.safetensors")
+    weights["lm_head.bias"][7] = float("nan")
+    save_file(weights, model / "model.safetensors")
+    process = launcher.start(PRETRAIN, "--config", str(run_config(tmp_path, corpus, "nan", model=str(model))))
+    output = launcher.finish(process)
+    assert process.returncode == 1, output
+    assert output.count("step 1: the loss is nan; its sequences are [") == 1
+    assert "Traceback" not in output
+    assert newest_checkpoint(tmp_path / "nan" / "checkpoints", report=pytest.fail) is None
 
 
 def test_sigterm_to_the_group_saves_and_the_same_command_resumes(corpus: Path, tmp_path: Path) -> None:

@@ -221,9 +221,18 @@ def write_model(
 ) -> None:
     """Write a folder `transformers` loads, from prefix-free float32 tensors; it appears whole or not at all.
 
-    The tied decoder is not stored; `transformers` ties it again. An existing folder is replaced.
+    The tied decoder is not stored; `transformers` ties it again. A model folder or an empty one that is there already
+    is replaced; anything else is left alone with an InputError.
     """
     folder = folder.absolute()
+    if (
+        folder.exists()
+        and not (folder / "config.json").is_file()
+        and (folder.is_file() or any(folder.iterdir()))
+    ):
+        raise InputError(
+            f"{folder}: holds something else, expected a new or empty folder, or a model to replace"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(beside, ignore_errors=True)

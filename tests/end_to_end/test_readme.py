@@ -1,0 +1,145 @@
+"""Every command and every Python snippet of the README, run: for real where it can be, on small stand-ins elsewhere.
+
+The stand-ins have the names that the README uses: a folder `FacebookAI/roberta-base` in place of the hub's model, text
+in `documents`, three small sources in place of the paper's. Trainings that are the paper's size run one update.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from demo.sources import train_tokenizer
+from tests.corpora import made_up_documents
+from tests.pipeline.conftest import environment, write_jsonl, write_tar
+from tests.pipeline.test_ray import Cluster, cluster  # noqa: F401
+from tests.trainer.models import roberta_folder
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ONE_UPDATE = "--steps 1 --batch_size 2 --micro_batch_size 1 --optimizer.warmup_steps 0 --precision fp32"
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory in which the README's relative paths, and its /shared, mean something small."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("pipeline", "trainer", "cluster"):
+        (folder / name).symlink_to(ROOT / name)
+    texts = made_up_documents(400, seed=7)
+    model = roberta_folder(folder / "FacebookAI" / "roberta-base", tokens=512, vocab_size=300)
+    train_tokenizer(texts, 300, model / "tokenizer.json")
+    documents = folder / "documents"
+    documents.mkdir()
+    for number, text in enumerate(texts):
+        (documents / f"{number}.txt").write_text(text, encoding="utf-8")
+    rows = [{"id": str(i), "url": "u", "title": "t", "text": text} for i, text in enumerate(texts)]
+    lines = write_jsonl(folder / "shared" / "rows.jsonl", rows).read_bytes()
+    write_tar(folder / "shared" / "realnews.tar.gz", {"realnews/realnews.jsonl": lines})
+    books = {f"books1/{number}.txt": text.encode() for number, text in enumerate(texts[:50])}
+    write_tar(folder / "shared" / "books1.tar.gz", books)
+    return folder
+
+
+def adapt(config: Path, folder: Path) -> None:
+    """What the README asks the reader to change in a copied configuration, and local files in place of the hub's."""
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    values["tokenizer"] = str(folder / values["tokenizer"])
+    for source in values["sources"]:
+        source["accept_terms"] = True
+        if source["path"].startswith("hf://"):
+            source["path"] = str(folder / "shared" / "rows.jsonl")
+    values["validation_fraction"] = 0.2
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    if config.name == "my.yaml":
+        values["sources"][0]["path"] = str(folder / "documents")
+        (folder / "shared" / "my.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+def run(command: str, folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment(DS_ACCELERATOR="cpu", **variables),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done
+
+
+def test_every_command_does_what_it_says(stand_ins: Path, cluster: Cluster) -> None:  # noqa: F811
+    folder, variables = stand_ins, {"RAY_API_SERVER_ADDRESS": cluster.dashboard}
+    done = []
+    for command in COMMANDS:
+        command = command.replace("/shared", str(folder / "shared")).replace("step-00065000", "step-00000001")
+        if command in ("make demo", "make test"):
+            # test_demo.py runs the one, and this is the other; here, that the targets stand.
+            subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, check=True, capture_output=True)
+        elif command.startswith(". .venv"):
+            pass
+        elif command.startswith("cp "):
+            run(command, folder, variables)
+            adapt(folder / command.split()[-1], folder)
+        elif command.startswith("export "):
+            variables |= dict(part.split("=", 1) for part in shlex.split(command)[1:])
+        elif command.startswith("ray job submit"):
+            # The upload is the repository, as for the reader; each spelling builds anew.
+            shutil.rmtree(folder / "shared" / "corpus", ignore_errors=True)
+            run(f"cd {shlex.quote(str(ROOT))} && {command}", folder, variables)
+            assert (folder / "shared" / "corpus" / "manifest.json").exists()
+        elif "trainer/pretrain.py" in command:
+            # Their files name eight GPUs' precision and batch; each run is another one.
+            shutil.rmtree(folder / "runs", ignore_errors=True)
+            dry = run(command + ("" if "--dry-run" in command else " --dry-run"), folder, variables)
+            assert "steps     65,000 = 17,039,360,000 tokens" in dry.stdout
+            assert not (folder / "runs").exists()
+            if "--dry-run" not in command:
+                run(f"{command} {ONE_UPDATE}", folder, variables)
+        elif command.startswith(("python -m pipeline.", "python -m trainer.")):
+            out = run(command, folder, variables)
+            if "trainer.evaluate" in command:
+                assert json.loads(out.stdout)["bpc"] > 0
+        else:
+            pytest.fail(f"the README has a command that nothing here runs: {command}")
+        done.append(command)
+    assert len(done) == len(COMMANDS) > 12
+    assert (folder / "models" / "longformer-base" / "model.safetensors").exists()
+    run_snippets(folder)
+
+
+def run_snippets(folder: Path) -> None:
+    """The Python blocks, in the same folder, each in an interpreter of its own."""
+    assert len(SNIPPETS) == 2
+    for snippet in SNIPPETS:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet],
+            cwd=folder,
+            env={**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{snippet}\n{done.stderr}"
+
+
+def test_the_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
