@@ -31,6 +31,7 @@ from attention.benchmark import (
     conditions,
     interleave,
     megabytes,
+    positive,
     print_table,
     visible_pairs,
 )
@@ -123,13 +124,15 @@ def compare(config: EncoderConfig, tokens: int, rounds: int, clock: Callable[[],
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = benchmark_parser("trainer.benchmark", __doc__ or "")
-    parser.add_argument("--layers", type=int, default=2, help="of the base model's 12 (default 2)")
-    parser.add_argument("--tokens", type=int, default=4096, help="of the sequence (default 4096)")
-    parser.add_argument("--vocabulary", type=int, default=50265, help="entries (default 50265, RoBERTa's)")
+    parser.add_argument("--layers", type=positive, default=2, help="of the base model's 12 (default 2)")
+    parser.add_argument("--tokens", type=positive, default=4096, help="of the sequence (default 4096)")
+    parser.add_argument(
+        "--vocabulary", type=positive, default=50265, help="entries (default 50265, RoBERTa's)"
+    )
     parser.add_argument("--dropout", type=float, default=0.0, help="everywhere (default 0; RoBERTa's is 0.1)")
     options = parser.parse_args(arguments)
-    if options.window < 2 or options.window % 2:
-        parser.error("expected an even --window of at least 2: transformers' Longformer needs that")
+    if options.window % 2:
+        parser.error("expected an even --window: transformers' Longformer needs that")
     torch.set_num_threads(options.threads)
     config = EncoderConfig(
         architecture="longformer",
