@@ -1,9 +1,10 @@
 """Builds a corpus: raw sources in, sealed Arrow shards out. `python -m pipeline.build_corpus --help`."""
 
 import argparse
-import shutil
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import LoadedConfig, load_config
@@ -11,15 +12,18 @@ from pipeline.errors import BuildError
 from pipeline.identity import BEGUN, begin, identify, is_finished
 from pipeline.progress import Progress, say
 from pipeline.runner import LocalRunner, RayRunner, Runner
-from pipeline.shards import CorpusError
-from pipeline.stages.encode import TOKENIZER_FOLDER, EncodeUnit
+from pipeline.shards import CorpusError, read_manifest
+from pipeline.stages.encode import EncodeUnit, tokenizer_folder
 from pipeline.stages.pack import Layout, plan_shards
 from pipeline.stages.plan import SourcePlan, make_plan
 from pipeline.stages.seal import seal
 from pipeline.stages.select import SelectUnit
 from pipeline.stages.split import within_limit
-from pipeline.storage import Storage, Stores, open_storage
+from pipeline.storage import LOCK, Storage, Stores, open_storage
 from pipeline.units import Record, Unit, find_record
+
+WORK = "longspan-work"
+"""The folder in `--work` that intermediate files go to; the only one there that is written or removed."""
 
 _HELP = """\
 Builds a corpus for long-document pretraining: reads books, Wikipedia, news, stories or your own text files,
@@ -67,8 +71,10 @@ def _complain(message: str, code: int) -> int:
 
 def build(options: argparse.Namespace) -> None:
     """Builds the corpus that the options ask for, or the part of it that is still missing."""
+    _refuse_relative(options)
     output = open_storage(options.output)
-    work = open_storage(options.work) if options.work else Storage(output.root / ".work")
+    # A folder of the build's own in either case: it is removed at the end, with all that is in it.
+    work = Storage(open_storage(options.work).root / WORK if options.work else output.root / ".work")
     loaded = load_config(options.config)
     plans = make_plan(loaded, options.limit)
     if options.plan:
@@ -76,14 +82,17 @@ def build(options: argparse.Namespace) -> None:
         return
     stores = Stores(work=work, output=output)
     identity = identify(loaded, options.limit, plans)
-    if is_finished(output, identity):
+    if is_finished(output, identity) and output.size(BEGUN) is None:
         say(f"{output.root} holds this corpus already; nothing to do")
-        if output.size(BEGUN) is not None:  # its build was killed between the manifest and its end
-            _end(stores, options.keep_work)
         return
-    begin(output, identity)
-    manifest = _build(loaded, options, plans, stores)
-    _end(stores, options.keep_work)
+    with output.locked():
+        # Asked again, since another build may have ended by now; or one was killed between manifest and end.
+        finished = is_finished(output, identity)
+        if not finished:
+            begin(output, identity)
+        with work.locked():
+            manifest = read_manifest(output.root) if finished else _build(loaded, options, plans, stores)
+            _end(stores, options.keep_work)
     sizes = ", ".join(f"{split['sequences']:,} {name}" for name, split in manifest["splits"].items())
     say(f"sealed  {output.root}: {sizes} sequences of {manifest['sequence_length']:,} tokens")
     say(f"        see {output.path('report.html')}")
@@ -93,7 +102,7 @@ def _build(
     loaded: LoadedConfig, options: argparse.Namespace, plans: Sequence[SourcePlan], stores: Stores
 ) -> dict[str, Any]:
     config, tokenizer = loaded.config, loaded.tokenizer
-    tokenizer.save(stores.work.path(TOKENIZER_FOLDER))
+    tokenizer.save(stores.work.path(tokenizer_folder(tokenizer.fingerprint)))
     stages = _Stages(stores, options.local, options.max_cpus)
     try:
         split_all = iter(stages.run("split", [unit for plan in plans for unit in plan.units]))
@@ -147,11 +156,22 @@ class _Stages:
 def _end(stores: Stores, keep_work: bool) -> None:
     """Removes what a sealed corpus has no need of; the sign that it was begun last."""
     if not keep_work:
-        for stage in ("split", "encode", "select", "pack", TOKENIZER_FOLDER):
-            shutil.rmtree(stores.work.path(stage), ignore_errors=True)
-        if stores.work.root.is_dir() and not any(stores.work.root.iterdir()):
-            stores.work.root.rmdir()
+        stores.work.destroy()
     stores.output.remove(BEGUN)
+    stores.output.remove(LOCK)
+
+
+def _refuse_relative(options: argparse.Namespace) -> None:
+    """BuildError for a relative output or work folder on a cluster: a job runs in Ray's copy of the working
+    directory, which goes with it, and workers elsewhere have other working directories."""
+    if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
+        return
+    for option, path in (("--output", options.output), ("--work", options.work)):
+        if path and "://" not in path and not Path(path).expanduser().is_absolute():
+            raise BuildError(
+                f"{option} {path}: a relative path, on a Ray cluster (RAY_ADDRESS is "
+                f"{os.environ['RAY_ADDRESS']!r}); expected an absolute path that every machine mounts"
+            )
 
 
 def _nothing_left(encoded: Sequence[Record]) -> str:
@@ -196,7 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--work",
         metavar="PATH",
-        help="where intermediate files go (default: OUTPUT/.work); every worker must see it",
+        help=f"where intermediate files go, in a folder {WORK} of their own (default: OUTPUT/.work); "
+        "every worker must see it",
     )
     add("--local", action="store_true", help="run in this process, without Ray")
     add("--max-cpus", type=_positive, metavar="N", help="use at most N CPUs of Ray's (default: all)")

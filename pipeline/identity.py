@@ -13,7 +13,7 @@ from pipeline.shards import MANIFEST, CorpusError, is_temporary, open_corpus, re
 from pipeline.stages.plan import SourcePlan
 from pipeline.stages.seal import describe_inputs
 from pipeline.stages.select import SPLITS
-from pipeline.storage import Storage
+from pipeline.storage import LOCK, Storage
 
 BEGUN = "build.json"
 """In the output from the begin of a build to its end."""
@@ -64,7 +64,9 @@ def is_finished(output: Storage, identity: Mapping[str, Any]) -> bool:
 
 def _is_free(output: Storage) -> bool:
     """Whether nothing is in the output but what a build left that was killed before it could say what it was."""
-    return output.root.is_dir() and all(is_temporary(path.name) for path in output.root.iterdir())
+    return output.root.is_dir() and all(
+        is_temporary(path.name) or path.name == LOCK for path in output.root.iterdir()
+    )
 
 
 def _refuse_other(output: Storage, verb: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -4,6 +4,12 @@ The seam for object stores: everything that the stages do with files goes throug
 local folders only, which may be a file system that several machines mount.
 """
 
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +17,9 @@ import pyarrow as pa
 
 from pipeline.errors import BuildError
 from pipeline.shards import WrittenFile, serialise_arrow, write_atomically
+
+LOCK = ".lock"
+"""In a storage that a build is writing to."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,39 @@ class Storage:
 
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
+
+    def destroy(self) -> None:
+        """Removes the folder with all that is in it; the lock last, so that nobody writes to it meanwhile."""
+        for path in self.root.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        self.remove(LOCK)
+        self.root.rmdir()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other builds out, on this machine and on those that mount the folder, until the end of the
+        block or of this process. BuildError where another one is in. A file system that has no locks keeps
+        nobody out."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / LOCK
+        while True:
+            with path.open("ab") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise BuildError(
+                        f"{self.root}: another build is writing here; wait for its end"
+                    ) from None
+                except OSError as error:
+                    if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                        raise
+                # The build before may have removed the file between its opening and its locking.
+                if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    yield
+                    return
 
 
 def open_storage(uri: str) -> Storage:

@@ -14,6 +14,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
+from pipeline.shards import write_atomically
+
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
 """RoBERTa's five. They are found by these strings; their ids are the tokenizer's own business."""
@@ -94,8 +96,7 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json for `transformers.AutoTokenizer`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
+        write_atomically(folder / "tokenizer.json", self.to_json().encode())
         config = {
             "tokenizer_class": "RobertaTokenizer",
             "add_prefix_space": False,
@@ -108,7 +109,7 @@ class Tokenizer:
             "mask_token": MASK,
         }
         text = json.dumps(config, indent=2) + "\n"
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        write_atomically(folder / "tokenizer_config.json", text.encode())
 
 
 def load_tokenizer(location: str | Path) -> Tokenizer:

@@ -28,8 +28,6 @@ TOO_SHORT = "too_few_tokens"
 TOO_LONG = "too_many_tokens"
 NOT_SAMPLED = "not_sampled"
 
-TOKENIZER_FOLDER = "tokenizer"
-"""In the work storage: every worker loads the tokenizer that the driver checked, wherever that came from."""
 
 BATCH_BYTES = 4_000_000
 """Text tokenised at a time; bounds memory, changes nothing else."""
@@ -92,7 +90,7 @@ class EncodeUnit:
         return self.chunk.text_bytes
 
     def run(self, stores: Stores) -> Record:
-        tokenizer = _tokenizer(str(stores.work.path(TOKENIZER_FOLDER)))
+        tokenizer = _tokenizer(str(stores.work.path(tokenizer_folder(self.tokenizer_fingerprint))))
         assert tokenizer.fingerprint == self.tokenizer_fingerprint
         encoded = _Encoded(token_dtype(tokenizer.vocabulary_size))
         chunk = stores.work.open_arrow(self.chunk.name).slice(0, self.take)
@@ -207,6 +205,11 @@ def _token_batch(ids: list[str], tokens: np.ndarray, offsets: np.ndarray, source
 def _documents(chunk: pa.RecordBatch) -> Iterator[Document]:
     for identifier, text in zip(chunk.column("id"), chunk.column("text"), strict=True):
         yield Document(identifier.as_py(), text.as_py())
+
+
+def tokenizer_folder(fingerprint: str) -> str:
+    """In the work storage: every worker loads the tokenizer that the driver checked, wherever that came from."""
+    return f"tokenizer/{fingerprint}"
 
 
 @lru_cache(maxsize=2)

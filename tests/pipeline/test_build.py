@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.fetch import find_inputs
 from pipeline.shards import Corpus, open_corpus
 from pipeline.sources import SOURCES
 from pipeline.sources.reading import accepts, read_documents
+from pipeline.storage import Storage
 from pipeline.tokenizer import load_tokenizer
 from tests.pipeline.conftest import build, command, contents, words, write_config, write_jsonl, write_tar
 
@@ -355,20 +357,85 @@ def test_work_is_kept_and_used_for_another_corpus(
 ) -> None:
     work = ["--work", str(tmp_path / "work"), "--keep-work"]
     assert build(small_config, tmp_path / "one", *work) == 0
-    encoded = sorted(path.name for path in (tmp_path / "work/encode").iterdir())
+    folder = tmp_path / "work/longspan-work/encode"
+    encoded = sorted(path.name for path in folder.iterdir())
     longer = {**small_config, "sequence_length": 256}
     assert build(longer, tmp_path / "two", *work) == 0
-    assert sorted(path.name for path in (tmp_path / "work/encode").iterdir()) == encoded, (
-        "nothing tokenised anew"
-    )
+    assert sorted(path.name for path in folder.iterdir()) == encoded, "nothing tokenised anew"
     assert build(longer, tmp_path / "three") == 0
     assert contents(tmp_path / "two") == contents(tmp_path / "three")
     # A result that is gone, or of another size, is made again.
     shutil.rmtree(tmp_path / "two")
-    for path in sorted((tmp_path / "work/encode").glob("*.arrow"))[:3]:
+    for path in sorted(folder.glob("*.arrow"))[:3]:
         path.unlink()
     assert build(longer, tmp_path / "two", *work) == 0
     assert contents(tmp_path / "two") == contents(tmp_path / "three")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_folders_beside_the_work_are_left_alone(
+    keep: bool, small_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """--work in a project with tokenizer/, split/ and encode/ of its own once replaced and removed them."""
+    for name in ("tokenizer/tokenizer.json", "split/mine", "encode/mine", "select/mine", "pack/mine"):
+        (tmp_path / "work" / name).parent.mkdir(parents=True)
+        (tmp_path / "work" / name).write_text("mine")
+    before = contents(tmp_path / "work")
+    options = ["--work", str(tmp_path / "work"), *(["--keep-work"] if keep else [])]
+    assert build(small_config, tmp_path / "corpus", *options) == 0
+    after = contents(tmp_path / "work")
+    assert {name: content for name, content in after.items() if name in before} == before
+    assert all(name.startswith("longspan-work/") for name in after if name not in before)
+    assert bool(set(after) - set(before)) == keep
+
+
+@pytest.mark.parametrize("option", ["--output", "--work"])
+def test_relative_folders_are_refused_on_a_cluster(
+    option: str,
+    small_config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A submitted job once succeeded into Ray's copy of the working directory."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.chdir(tmp_path)
+    folders = {"--output": str(tmp_path / "corpus"), "--work": str(tmp_path / "work"), option: "here"}
+    file = write_config(tmp_path / "c.yaml", small_config)
+    assert main(["--config", str(file), *(word for pair in folders.items() for word in pair)]) == 2
+    assert f"{option} here: a relative path" in (message := capsys.readouterr().err)
+    assert "absolute path that every machine mounts" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize("shared", ["output", "work"])
+def test_two_builds_do_not_write_to_one_folder(
+    shared: str, small_config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "corpus" if shared == "output" else tmp_path / "work/longspan-work"
+    with Storage(folder).locked():
+        assert build(small_config, tmp_path / "corpus", "--work", str(tmp_path / "work")) == 2
+        assert f"{folder}: another build is writing here" in capsys.readouterr().err
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert build(small_config, tmp_path / "corpus", "--work", str(tmp_path / "work")) == 0
+    assert not list((tmp_path / "work").iterdir())
+    assert not (tmp_path / "corpus/.lock").exists()
+
+
+def test_a_build_does_not_overwrite_what_another_finished_meanwhile(
+    small_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its first look at the output and its lock."""
+    locked = Storage.locked
+
+    def late(storage: Storage) -> AbstractContextManager[None]:
+        monkeypatch.setattr(Storage, "locked", locked)
+        assert build({**small_config, "seed": 4}, tmp_path / "corpus") == 0
+        return locked(storage)
+
+    monkeypatch.setattr(Storage, "locked", late)
+    assert build(small_config, tmp_path / "corpus") == 2
+    assert json.loads((tmp_path / "corpus/manifest.json").read_text())["config"]["seed"] == 4
 
 
 def test_shards_of_an_unfinished_build_do_not_stay(small_config: dict[str, Any], tmp_path: Path) -> None:
