@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.shards import CorpusError, read_manifest
 from pipeline.stages.encode import EncodeUnit, tokenizer_folder
 from pipeline.stages.pack import Layout, plan_shards
 from pipeline.stages.plan import SourcePlan, make_plan
-from pipeline.stages.seal import seal
+from pipeline.stages.seal import REPORT, seal
 from pipeline.stages.select import SelectUnit
 from pipeline.stages.split import within_limit
 from pipeline.storage import LOCK, Storage, Stores, open_storage
@@ -95,7 +96,7 @@ def build(options: argparse.Namespace) -> None:
             _end(stores, options.keep_work)
     sizes = ", ".join(f"{split['sequences']:,} {name}" for name, split in manifest["splits"].items())
     say(f"sealed  {output.root}: {sizes} sequences of {manifest['sequence_length']:,} tokens")
-    say(f"        see {output.path('report.html')}")
+    say(f"        see {output.path(REPORT)}")
 
 
 def _build(
@@ -137,7 +138,9 @@ class _Stages:
 
     def run(self, stage: str, units: Sequence[Unit]) -> list[Record]:
         """The records of `units`, in their order."""
-        records = {unit.id: record for unit in units if (record := find_record(unit, self._stores))}
+        with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
+            found = pool.map(lambda unit: find_record(unit, self._stores), units)
+            records = {unit.id: record for unit, record in zip(units, found, strict=True) if record}
         missing = [unit for unit in units if unit.id not in records]
         # Two chunks with the same content are one unit: run once, read twice.
         missing = list({unit.id: unit for unit in missing}.values())

@@ -4,14 +4,15 @@ While a build is under way the output has a build.json that says for what; when 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.config import LoadedConfig
 from pipeline.errors import BuildError
 from pipeline.shards import MANIFEST, CorpusError, is_temporary, open_corpus, read_manifest
 from pipeline.stages.plan import SourcePlan
-from pipeline.stages.seal import describe_inputs
+from pipeline.stages.seal import describe_inputs, sealed_beside_shards
 from pipeline.stages.select import SPLITS
 from pipeline.storage import LOCK, Storage
 
@@ -37,29 +38,40 @@ def _by_name(inputs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def is_finished(output: Storage, identity: Mapping[str, Any]) -> bool:
     """Whether the output is this corpus, sealed. BuildError where it is another one, or no corpus at all."""
     if output.size(MANIFEST) is not None:
-        manifest = read_manifest(output.root)
-        sealed = {
-            "config": manifest["config"],
-            "limit": manifest["limit"],
-            "tokenizer": manifest["tokenizer"]["fingerprint"],
-            "inputs": _by_name(manifest["inputs"]),
-        }
+        with _damage_named(output, MANIFEST):
+            manifest = read_manifest(output.root)
+            sealed = {
+                "config": manifest["config"],
+                "limit": manifest["limit"],
+                "tokenizer": manifest["tokenizer"]["fingerprint"],
+                "inputs": _by_name(manifest["inputs"]),
+            }
         _refuse_other(output, "holds", sealed, identity)
-        try:
+        with _damage_named(output, MANIFEST):
             for split in SPLITS:
                 open_corpus(output.root, split)
-        except CorpusError as error:
-            raise BuildError(
-                f"{error}; the corpus was damaged: remove {output.root} and build it again"
-            ) from error
+            for name in sealed_beside_shards(source["name"] for source in manifest["sources"]):
+                if output.size(name) is None:
+                    raise CorpusError(f"{output.path(name)}: missing")
         return True
     if output.size(BEGUN) is not None:
-        begun = json.loads(output.read(BEGUN))
-        # Inputs may have been put right since: unfinished, nothing of the old ones is in the result.
-        _refuse_other(output, "was begun as", {**begun, "inputs": identity["inputs"]}, identity)
+        with _damage_named(output, BEGUN):
+            # Inputs may have been put right since: unfinished, nothing of the old ones is in the result.
+            begun = {**json.loads(output.read(BEGUN)), "inputs": identity["inputs"]}
+        _refuse_other(output, "was begun as", begun, identity)
     elif output.root.exists() and not _is_free(output):
         raise BuildError(f"{output.root}: exists and is no corpus; expected a new or an empty folder")
     return False
+
+
+@contextmanager
+def _damage_named(output: Storage, name: str) -> Iterator[None]:
+    """Whatever is wrong with the content of an output's file, as a BuildError that says what to do."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        found = error if isinstance(error, CorpusError) else f"{output.path(name)}: not readable: {error!r}"
+        raise BuildError(f"{found}; {output.root} was damaged: remove it and build it again") from error
 
 
 def _is_free(output: Storage) -> bool:

@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.errors import BuildError
-from pipeline.shards import WrittenFile, serialise_arrow, write_atomically
+from pipeline.shards import WrittenFile, file_sha256, serialise_arrow, write_atomically
 
 LOCK = ".lock"
 """In a storage that a build is writing to."""
@@ -53,9 +54,19 @@ class Storage:
         """Writes a record batch as an Arrow IPC file, atomically."""
         return self.publish(name, serialise_arrow(batch))
 
-    def open_arrow(self, name: str) -> pa.RecordBatch:
-        """The one record batch of a file, memory-mapped."""
-        return pa.ipc.open_file(pa.memory_map(str(self.root / name))).get_batch(0)
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        """Whether a file is there with this content."""
+        return self.size(name) == size and file_sha256(self.root / name) == sha256
+
+    def open_arrow(self, name: str, sha256: str) -> pa.RecordBatch:
+        """The one record batch of a file, memory-mapped. BuildError where its content is not what was published;
+        a process looks once as long as the file does not change."""
+        path = self.root / name
+        status = path.stat()
+        found = _known_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns)
+        if found != sha256:
+            raise BuildError(changed(path, found, sha256))
+        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
@@ -103,6 +114,19 @@ def open_storage(uri: str) -> Storage:
             "machines of the cluster mount (inputs can be read from s3, gs, https and the hub)"
         )
     return Storage(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+def changed(path: Path, found: str, sha256: str) -> str:
+    """What to say of a file whose sha256 is not what was published."""
+    return (
+        f"{path}: its sha256 is {found}, written was {sha256}; the disk or another program changed it. "
+        "The same command again makes it anew"
+    )
+
+
+@lru_cache(maxsize=100_000)
+def _known_sha256(path: Path, *version: int) -> str:
+    return file_sha256(path)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
 """RoBERTa's five. They are found by these strings; their ids are the tokenizer's own business."""
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+"""What `Tokenizer.save` writes."""
+
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # Settings of a tokenizer.json that change the offsets tokens report, or how they are decoded or wrapped in
@@ -96,7 +99,6 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json for `transformers.AutoTokenizer`."""
         folder = Path(folder)
-        write_atomically(folder / "tokenizer.json", self.to_json().encode())
         config = {
             "tokenizer_class": "RobertaTokenizer",
             "add_prefix_space": False,
@@ -108,8 +110,8 @@ class Tokenizer:
             "unk_token": UNK,
             "mask_token": MASK,
         }
-        text = json.dumps(config, indent=2) + "\n"
-        write_atomically(folder / "tokenizer_config.json", text.encode())
+        for name, text in zip(TOKENIZER_FILES, (self.to_json(), json.dumps(config, indent=2) + "\n")):
+            write_atomically(folder / name, text.encode())
 
 
 def load_tokenizer(location: str | Path) -> Tokenizer:

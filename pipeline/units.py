@@ -64,14 +64,17 @@ class Unit(Protocol):
 
 
 def find_record(unit: Unit, stores: Stores) -> Record | None:
-    """The record of a unit that ran before and whose files are all there; None where it has to run."""
+    """The record of a unit that ran before and whose files are all as it wrote them; None where it has to run."""
     name = _record_name(unit)
     if stores.work.size(name) is None:
         return None
-    data = json.loads(stores.work.read(name))
-    record = Record([PublishedFile(**file) for file in data["files"]], data["facts"], data["seconds"])
-    present = (getattr(stores, file.store).size(file.name) == file.bytes for file in record.files)
-    return record if all(present) else None
+    try:
+        data = json.loads(stores.work.read(name))
+        record = Record([PublishedFile(**file) for file in data["files"]], data["facts"], data["seconds"])
+    except (ValueError, KeyError, TypeError):  # damaged, since it was published whole
+        return None
+    stored = (getattr(stores, file.store).holds(file.name, file.bytes, file.sha256) for file in record.files)
+    return record if all(stored) else None
 
 
 def execute(unit: Unit, stores: Stores) -> Record:

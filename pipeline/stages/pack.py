@@ -60,8 +60,8 @@ class PackUnit:
     """Sequences `first` to `first + sequences` of one split."""
 
     stage: ClassVar[str] = "pack"
-    selection: str
-    """The id of the select unit."""
+    keep: PublishedFile
+    """The keep-list of the split."""
     split: str
     number: int
     first: int
@@ -71,7 +71,7 @@ class PackUnit:
 
     @property
     def id(self) -> str:
-        where = (self.selection, self.split, self.number, self.first, self.sequences)
+        where = (self.keep.name, self.keep.sha256, self.split, self.number, self.first, self.sequences)
         return content_id(self.stage, FORMAT_VERSION, VERSIONS, where, self.layout)
 
     @property
@@ -84,7 +84,7 @@ class PackUnit:
         return f"{self.split}/{self.number:05d}.arrow"
 
     def run(self, stores: Stores) -> Record:
-        keep = _KeepList(stores.work.open_arrow(f"{SelectUnit.stage}/{self.selection}.{self.split}.arrow"))
+        keep = _KeepList(stores.work.open_arrow(self.keep.name, self.keep.sha256))
         files = _TokenFiles(stores.work, self.tables)
         begin = self.first * self.layout.stream_tokens
         end = min(begin + self.sequences * self.layout.stream_tokens, keep.end)
@@ -124,11 +124,11 @@ class PackUnit:
 def plan_shards(selection: SelectUnit, record: Record, config: Config, layout: Layout) -> list[PackUnit]:
     """The pack units of all splits."""
     units = []
-    for split in SPLITS:
+    for split, keep in zip(SPLITS, record.files, strict=True):
         total = -(-record.facts["streams"][split] // layout.stream_tokens)
         for number, first in enumerate(range(0, total, config.shard_sequences)):
             sequences = min(config.shard_sequences, total - first)
-            units.append(PackUnit(selection.id, split, number, first, sequences, selection.tables, layout))
+            units.append(PackUnit(keep, split, number, first, sequences, selection.tables, layout))
     return units
 
 
@@ -203,7 +203,8 @@ class _TokenFiles:
 
     def _file(self, number: int) -> "_TokenFile":
         if number not in self._open:
-            self._open[number] = _TokenFile(self._work.open_arrow(self._tables[number].tokens))
+            file = self._tables[number].tokens
+            self._open[number] = _TokenFile(self._work.open_arrow(file.name, file.sha256))
         return self._open[number]
 
 

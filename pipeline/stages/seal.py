@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,11 @@ from pipeline.report import render_report
 from pipeline.shards import FORMAT_VERSION, MANIFEST, file_sha256, is_temporary
 from pipeline.stages.plan import SourcePlan
 from pipeline.stages.select import SPLITS
-from pipeline.storage import Stores
+from pipeline.storage import Stores, changed
+from pipeline.tokenizer import TOKENIZER_FILES
 from pipeline.units import VERSIONS, PublishedFile, Record
 
+REPORT = "report.html"
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})/\d{{5,}}\.arrow")
 
 
@@ -129,9 +131,18 @@ def seal(
         "versions": VERSIONS,
     }
     tokenizer.save(stores.output.root)
-    stores.output.publish("report.html", render_report(manifest, seconds).encode())
+    stores.output.publish(REPORT, render_report(manifest, seconds).encode())
     stores.output.publish(MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     return manifest
+
+
+def sealed_beside_shards(sources: Iterable[str]) -> list[str]:
+    """The other files of a sealed corpus of these sources."""
+    return [*TOKENIZER_FILES, REPORT, *map(_quarantine, sources)]
+
+
+def _quarantine(source: str) -> str:
+    return f"quarantine/{source}.jsonl"
 
 
 def describe_inputs(plans: Sequence[SourcePlan]) -> list[dict[str, Any]]:
@@ -169,10 +180,7 @@ def _check_shards(shards: Sequence[PublishedFile], stores: Stores) -> None:
     for shard in shards:
         found = file_sha256(stores.output.path(shard.name))
         if found != shard.sha256:
-            raise BuildError(
-                f"{stores.output.path(shard.name)}: its sha256 is {found}, written was {shard.sha256}; the disk or "
-                "another program changed it. Remove the file and run the same command again"
-            )
+            raise BuildError(changed(stores.output.path(shard.name), found, shard.sha256))
 
 
 def _remove_leftovers(shards: Sequence[PublishedFile], stores: Stores) -> None:
@@ -186,4 +194,4 @@ def _remove_leftovers(shards: Sequence[PublishedFile], stores: Stores) -> None:
 
 def _publish_quarantine(source: str, records: Sequence[Record], stores: Stores) -> None:
     lines = b"".join(stores.work.read(record.facts["quarantine"]) for record in records)
-    stores.output.publish(f"quarantine/{source}.jsonl", lines)
+    stores.output.publish(_quarantine(source), lines)

@@ -39,15 +39,14 @@ KEEP_SCHEMA = pa.schema(
 class Table:
     """A table that encode published, and the tokens file that goes with it."""
 
-    table: str
-    tokens: str
-    sha256: str
+    table: PublishedFile
+    tokens: PublishedFile
     source: str
 
     @classmethod
     def of(cls, record: Record) -> "Table":
         tokens, table = record.files
-        return cls(table.name, tokens.name, tokens.sha256, record.facts["source"])
+        return cls(table, tokens, record.facts["source"])
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class SelectUnit:
 
     @property
     def id(self) -> str:
-        tables = [(table.sha256, table.table) for table in self.tables]
+        tables = [(table.tokens.sha256, table.table.sha256, table.table.name) for table in self.tables]
         how = (self.sources, self.budgets, self.validation_fraction)
         return content_id(self.stage, 1, VERSIONS, tables, how)
 
@@ -121,7 +120,7 @@ class _Documents:
     def read(cls, stores: Stores, unit: SelectUnit) -> "_Documents":
         columns: dict[str, list[np.ndarray]] = {}
         for number, table in enumerate(unit.tables):
-            batch = stores.work.open_arrow(table.table)
+            batch = stores.work.open_arrow(table.table.name, table.table.sha256)
             for name in batch.schema.names:
                 columns.setdefault(name, []).append(batch.column(name).to_numpy())
             rows = np.arange(batch.num_rows, dtype=np.int32)

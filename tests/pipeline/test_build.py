@@ -18,8 +18,10 @@ from pipeline.fetch import find_inputs
 from pipeline.shards import Corpus, open_corpus
 from pipeline.sources import SOURCES
 from pipeline.sources.reading import accepts, read_documents
-from pipeline.storage import Storage
+from pipeline.stages.select import SelectUnit
+from pipeline.storage import Storage, Stores
 from pipeline.tokenizer import load_tokenizer
+from pipeline.units import Record
 from tests.pipeline.conftest import build, command, contents, words, write_config, write_jsonl, write_tar
 
 
@@ -182,6 +184,37 @@ def test_a_damaged_corpus_is_not_called_finished(
     (tmp_path / "corpus/train/00001.arrow").unlink()
     assert build(small_config, tmp_path / "corpus") == 2
     assert "00001.arrow: missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "report.html", "quarantine/books.jsonl"]
+)
+def test_a_corpus_without_one_of_its_files_is_not_called_finished(
+    name: str, built: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, output = built
+    shutil.copytree(output, tmp_path / "corpus")
+    (tmp_path / "corpus" / name).unlink()
+    assert build(config, tmp_path / "corpus") == 2
+    assert f"{name}: missing; {tmp_path / 'corpus'} was damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "build.json"])
+@pytest.mark.parametrize(
+    "content", ['{"version": 1}', '{"version": 1', "[1]", '{"version": 1, "tokenizer": 3}']
+)
+def test_a_damaged_description_is_said(
+    name: str,
+    content: str,
+    small_config: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / name).write_text(content)
+    assert build(small_config, tmp_path / "corpus") == 2
+    assert str(tmp_path / "corpus") in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "corpus").iterdir()] == [name]
 
 
 def test_an_output_of_another_configuration_is_refused(
@@ -436,6 +469,52 @@ def test_a_build_does_not_overwrite_what_another_finished_meanwhile(
     monkeypatch.setattr(Storage, "locked", late)
     assert build(small_config, tmp_path / "corpus") == 2
     assert json.loads((tmp_path / "corpus/manifest.json").read_text())["config"]["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    "what", ["split/*0.arrow", "encode/*.tokens.arrow", "encode/*.table.arrow", "select/*.train.arrow"]
+)
+def test_a_changed_byte_in_the_work_is_not_sealed(
+    what: str, small_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Records were once believed if the sizes of their files agreed. So was a record that was torn itself."""
+    work = ["--work", str(tmp_path / "work"), "--keep-work"]
+    assert build(small_config, tmp_path / "one", *work) == 0
+    for path in (tmp_path / "work/longspan-work").glob(what):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    for stage in ("encode", "pack"):
+        record = min((tmp_path / "work/longspan-work" / stage).glob("*.json"))
+        record.write_bytes(record.read_bytes()[:-20])
+    assert build(small_config, tmp_path / "two", *work) == 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_a_file_that_changes_during_the_build_is_named(
+    small_config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Between the unit that wrote it and the one that reads it; the same command again puts it right."""
+    output = tmp_path / "corpus"
+    run = SelectUnit.run
+
+    def change_first(unit: SelectUnit, stores: Stores) -> Record:
+        path = stores.work.path(unit.tables[0].tokens.name)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        return run(unit, stores)
+
+    monkeypatch.setattr(SelectUnit, "run", change_first)
+    assert build(small_config, output) == 2
+    assert "tokens.arrow: its sha256 is" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert build(small_config, output) == 0
+    assert build(small_config, tmp_path / "reference") == 0
+    assert contents(output) == contents(tmp_path / "reference")
 
 
 def test_shards_of_an_unfinished_build_do_not_stay(small_config: dict[str, Any], tmp_path: Path) -> None:

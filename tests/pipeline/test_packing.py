@@ -1,6 +1,7 @@
 """Packing and selection against slow, obvious references."""
 
 import tempfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipeline.stages.encode import TABLE_SCHEMA
 from pipeline.stages.pack import Layout, PackUnit, cut_pieces, lay_out
 from pipeline.stages.select import KEEP_SCHEMA, SPLITS, SelectUnit, Table
 from pipeline.storage import Storage, Stores
+from pipeline.units import PublishedFile
 
 BOS, PAD, EOS = 0, 1, 2
 
@@ -110,8 +112,9 @@ def _check_selection(
             pa.array(columns[:, i].astype(f.type.to_pandas_dtype())) for i, f in enumerate(TABLE_SCHEMA)
         ]
         name = f"encode/{source}-{table}.arrow"
-        stores.work.publish_arrow(name, pa.record_batch(arrays, schema=TABLE_SCHEMA))
-        tables.append(Table(name, name, name, sources[source]))
+        written = stores.work.publish_arrow(name, pa.record_batch(arrays, schema=TABLE_SCHEMA))
+        file = PublishedFile.of("work", name, written)
+        tables.append(Table(file, file, sources[source]))
     if not tables:
         return
     unit = SelectUnit(tuple(tables), sources, (budget, None), fraction)
@@ -121,7 +124,7 @@ def _check_selection(
     alive = [
         (file, row, sources.index(table.source), *entry)
         for file, table in enumerate(tables)
-        for row, entry in enumerate(rows[(sources.index(table.source), int(table.table[-7]))])
+        for row, entry in enumerate(rows[(sources.index(table.source), int(table.table.name[-7]))])
     ]
     by_id: dict[int, tuple[int, ...]] = {}
     for d in sorted(alive, key=lambda d: (d[3], d[6], d[7], d[0], d[1])):
@@ -144,8 +147,9 @@ def _check_selection(
     else:
         held = []
     expected = {"train": [d for d in kept if d not in held], "validation": held}
-    for split in SPLITS:
-        batch = stores.work.open_arrow(f"select/{unit.id}.{split}.arrow")
+    for split, file in zip(SPLITS, record.files, strict=True):
+        assert file.name == f"select/{unit.id}.{split}.arrow"
+        batch = stores.work.open_arrow(file.name, file.sha256)
         assert batch.schema == KEEP_SCHEMA
         start = 0
         wanted = []
@@ -160,12 +164,13 @@ def _check_selection(
 
 
 def test_pack_unit_ids_name_what_they_depend_on() -> None:
-    unit = PackUnit("s", "train", 0, 0, 5, (), layout(8))
-    assert unit.id == PackUnit("s", "train", 0, 0, 5, (), layout(8)).id
+    keep = PublishedFile("work", "select/1.train.arrow", 8, "s")
+    unit = PackUnit(keep, "train", 0, 0, 5, (), layout(8))
+    assert unit.id == PackUnit(keep, "train", 0, 0, 5, (), layout(8)).id
     others = [
-        PackUnit("t", "train", 0, 0, 5, (), layout(8)),
-        PackUnit("s", "validation", 0, 0, 5, (), layout(8)),
-        PackUnit("s", "train", 0, 0, 4, (), layout(8)),
-        PackUnit("s", "train", 0, 0, 5, (), layout(9)),
+        PackUnit(replace(keep, sha256="t"), "train", 0, 0, 5, (), layout(8)),
+        PackUnit(keep, "validation", 0, 0, 5, (), layout(8)),
+        PackUnit(keep, "train", 0, 0, 4, (), layout(8)),
+        PackUnit(keep, "train", 0, 0, 5, (), layout(9)),
     ]
     assert len({unit.id, *(other.id for other in others)}) == 5
