@@ -38,6 +38,8 @@ drills: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(RUN) -m attention.benchmark
+	$(RUN) -m pipeline.benchmark --megabytes 16
+	$(RUN) -m trainer.benchmark
 
 format: $(VENV)/.installed
 	$(VENV)/bin/ruff check --fix .

@@ -104,8 +104,10 @@ def convert(
 ) -> EncoderConfig:
     """Convert a folder or hub id into the folder `to`; returns the written configuration."""
     folder = locate_model(source)
+    if to.resolve() == folder.resolve():
+        raise InputError(f"--to: found {to}, the folder of --from; expected another")
     config = read_config(folder)
-    tensors = body_and_head(read_weights(folder))
+    tensors = body_and_head(read_weights(folder), folder)
     missing = [name for name in (POSITIONS, "embeddings.word_embeddings.weight") if name not in tensors]
     missing += [name for name in ("lm_head.dense.weight", "lm_head.bias") if name not in tensors]
     if missing:
@@ -149,9 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.max_positions < 1:
             raise InputError(f"--max-positions: found {options.max_positions}, expected at least 1")
-        if options.window < 0 or options.window % 2:
+        if options.window < 2 or options.window % 2:
             raise InputError(
-                f"--window: found {options.window}, expected an even number >= 0 (the total width)"
+                f"--window: found {options.window}, expected an even number >= 2 (the total width)"
             )
         config = convert(
             options.source,
@@ -161,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             not options.no_copy_positions,
             options.seed,
         )
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"convert: {error}", file=sys.stderr)
         return 2
     print(f"wrote {options.to}: {config.architecture}, {config.max_tokens} positions")

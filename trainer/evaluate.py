@@ -31,13 +31,15 @@ from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
 TOKENS_PER_BATCH = 16_384
 
 
-def cut_into_pieces(masked: MaskedSequences, tokens: int) -> MaskedSequences:
-    """Sequences (B, N) with their masked places as consecutive pieces (B·N/tokens, tokens).
+def cut_into_pieces(masked: MaskedSequences, tokens: int, pad_id: int) -> MaskedSequences:
+    """Sequences (B, N) with their masked places as consecutive pieces of `tokens` (B·⌈N/tokens⌉, tokens).
 
-    The pieces hold different numbers of places; spare ones are place 0 with an ignored label.
+    The last piece of a sequence is filled with padding where `tokens` does not divide N. The pieces hold different
+    numbers of places; spare ones are place 0 with an ignored label.
     """
     B, N = masked.input_ids.shape
-    pieces = N // tokens
+    pieces = -(-N // tokens)
+    input_ids = np.pad(masked.input_ids, ((0, 0), (0, pieces * tokens - N)), constant_values=pad_id)
     row, column = np.nonzero(masked.labels != IGNORED)
     place = masked.places[row, column]
     piece = row * pieces + place // tokens
@@ -49,14 +51,7 @@ def cut_into_pieces(masked: MaskedSequences, tokens: int) -> MaskedSequences:
     labels = np.full((B * pieces, widest), IGNORED, dtype=np.int64)
     places[piece, within] = place % tokens
     labels[piece, within] = masked.labels[row, column]
-    return MaskedSequences(masked.input_ids.reshape(B * pieces, tokens), places, labels)
-
-
-def piece_length(model_tokens: int, sequence_length: int) -> int:
-    """The longest piece of a sequence, at most what the model takes, that divides it evenly."""
-    return max(
-        length for length in range(1, min(model_tokens, sequence_length) + 1) if sequence_length % length == 0
-    )
+    return MaskedSequences(input_ids.reshape(B * pieces, tokens), places, labels)
 
 
 def masked_batches(
@@ -67,7 +62,9 @@ def masked_batches(
     for start in range(0, count, per_batch):
         indices = np.arange(start, min(count, start + per_batch))
         masked = masking.apply(sequences.input_ids(indices), hash64("evaluation masks", seed, indices))
-        yield as_batch(cut_into_pieces(masked, tokens), sequences.corpus.pad_id, None)
+        yield as_batch(
+            cut_into_pieces(masked, tokens, sequences.corpus.pad_id), sequences.corpus.pad_id, None
+        )
 
 
 @torch.no_grad()
@@ -77,7 +74,7 @@ def evaluate(
     """{"bpc", "tokens", "sequences"} of a model over the first `count` sequences."""
     model.eval()
     device = next(model.parameters()).device
-    tokens = piece_length(model.config.max_tokens, sequences.sequence_length)
+    tokens = min(model.config.max_tokens, sequences.sequence_length)
     loss, scored = 0.0, 0
     batches = masked_batches(sequences, masking, count, tokens, seed)
     for batch in tqdm(batches, desc="evaluating", disable=not sys.stderr.isatty()):
@@ -137,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = evaluate_folder(
             options.model, options.corpus, options.split, options.sequences, options.seed
         )
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     print(json.dumps(figures))

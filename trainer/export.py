@@ -24,7 +24,7 @@ def export_checkpoint(checkpoint: Path, to: Path) -> None:
     except ValueError as error:
         raise InputError(str(error)) from error
     config = read_config(checkpoint)
-    tensors = body_and_head(weights)
+    tensors = body_and_head(weights, checkpoint)
     if config.architecture == "longformer":
         tensors = with_global_projections(tensors)
     write_model(to, config, tensors, tokenizer_from=checkpoint)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         export_checkpoint(options.checkpoint, options.to)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
     print(f"exported to {options.to}")

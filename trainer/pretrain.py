@@ -32,7 +32,7 @@ import yaml
 from torch import Tensor, nn
 
 from trainer.batches.corpus import MaskedBatch, Sequences, as_batch, corpus_masking, open_sequences
-from trainer.batches.masking import Masking
+from trainer.batches.masking import IGNORED, Masking
 from trainer.batches.order import SequenceOrder
 from trainer.engine import deepspeed as engine_module
 from trainer.engine.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
@@ -126,7 +126,9 @@ def new_encoder_config(new: NewModel, tokens: int, sequences: Sequences) -> Enco
         **values,
         vocab_size=sequences.corpus.vocabulary_size,
         max_position_embeddings=tokens + ids["pad"] + 1,
-        attention_window=[new.attention_window] * new.num_hidden_layers if new.architecture == "longformer" else [],
+        attention_window=[new.attention_window] * new.num_hidden_layers
+        if new.architecture == "longformer"
+        else [],
         bos_token_id=ids["bos"],
         pad_token_id=ids["pad"],
         eos_token_id=ids["eos"],
@@ -139,11 +141,14 @@ def masked_loss(model: nn.Module, batch: MaskedBatch, dropout_seeds: Tensor) -> 
     return masked_loss_sum(logits, batch.labels)
 
 
-def micro_batch(prepared: Prepared, step: int, chosen: np.ndarray) -> MaskedBatch:
-    """The masked batch of the sequences `chosen` at a step: a function of the seed, the step and their numbers."""
+def micro_batch(prepared: Prepared, step: int, chosen: np.ndarray, places: np.ndarray) -> MaskedBatch:
+    """The masked batch of the sequences `chosen`, which stand at `places` of the step's batch.
+
+    Masks are a function of (seed, step, place): a sequence that a small corpus repeats in a batch gets other ones.
+    """
     config = prepared.config
     masked = prepared.masking.apply(
-        prepared.sequences.input_ids(chosen), hash64("masks", config.seed, step, chosen)
+        prepared.sequences.input_ids(chosen), hash64("masks", config.seed, step, places)
     )
     documents = prepared.sequences.document_ids(chosen) if config.mask_documents else None
     return as_batch(masked, prepared.sequences.corpus.pad_id, documents)
@@ -258,16 +263,18 @@ def train(prepared: Prepared) -> int:
         chosen = order.batch(step, config.batch_size)
         passes = []
         for number, weight in engine.assigned():
-            mine = chosen[number * size : (number + 1) * size]
-            passes.append((number, weight, mine, micro_batch(prepared, step, mine)))
-        scored = sum(weight * float((batch.labels >= 0).sum()) for _, weight, _, batch in passes)
-        (denominator,) = all_reduce_sum(scored)
+            places = np.arange(number * size, (number + 1) * size)
+            passes.append((number, weight, places, micro_batch(prepared, step, chosen[places], places)))
+        scored = sum(weight * float((batch.labels != IGNORED).sum()) for _, weight, _, batch in passes)
+        denominator = max(
+            1.0, *all_reduce_sum(scored)
+        )  # a batch of special tokens alone has nothing to score
         total = 0.0
-        for turn, (number, weight, mine, batch) in enumerate(passes):
+        for turn, (number, weight, places, batch) in enumerate(passes):
             if turn:
                 engine.next_pass()
             reseed_torch(config.seed, step, number)
-            seeds = torch.from_numpy(attention_dropout_seeds(config.seed, step, mine, layers)).to(device)
+            seeds = torch.from_numpy(attention_dropout_seeds(config.seed, step, places, layers)).to(device)
             loss = engine.engine(batch.to(device), seeds)
             engine.backward(loss * weight, denominator)
             total += weight * float(loss.detach())
@@ -286,6 +293,12 @@ def train(prepared: Prepared) -> int:
             power=settings.power,
         )
         norm = engine.update(rate)
+        if norm is not None and not math.isfinite(norm):
+            # ZeRO tells the norm only after its update; nothing of it is saved.
+            raise FloatingPointError(
+                f"step {step}: the gradient's norm is {norm}; its sequences are {chosen.tolist()}. "
+                f"The last checkpoint is intact"
+            )
         if monitor:
             monitor.advance()
             if step % config.log_every == 0 or step in (1, config.steps):
@@ -330,7 +343,7 @@ def save(prepared: Prepared, engine: Engine, step: int, facts: dict[str, Any]) -
             "tokenizer.json": (corpus.folder / "tokenizer.json").read_text(encoding="utf-8"),
         }
         save_checkpoint(checkpoints, step, state, facts, extra)
-        prune_checkpoints(checkpoints, prepared.config.checkpoint.keep_last)
+        prune_checkpoints(checkpoints, prepared.config.checkpoint.keep_last, newest=step)
 
     on_first_rank(write)
 
@@ -357,7 +370,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{world_size()} processes on {engine_module.device().type}", flush=True)
         return train(prepared)
     except (InputError, FloatingPointError) as error:
-        if rank() == 0:
+        # Once a node: a file system may be missing on one that is not the first.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"pretrain: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1
     finally:
@@ -365,4 +379,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    engine_module.leave(main())

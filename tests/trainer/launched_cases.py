@@ -12,3 +12,4 @@ if __name__ == "__main__":
     for path in [argument for argument in sys.argv[1:] if argument.endswith(".yaml")]:
         assert train(prepare(load_config(Path(path)))) == 0
     engine.end_processes()
+    engine.leave(0)

@@ -58,8 +58,23 @@ def test_a_save_that_was_cut_short_is_not_there_and_is_cleared(tmp_path: Path) -
     assert found is not None
     assert found.step == 1
     save(tmp_path, 2)
-    prune_checkpoints(tmp_path, keep_last=1)
+    prune_checkpoints(tmp_path, keep_last=1, newest=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_a_broken_later_checkpoint_does_not_push_out_the_good_one_just_saved(tmp_path: Path) -> None:
+    save(tmp_path, 100, 300)
+    (tmp_path / "step-00000300" / "weights.safetensors").write_bytes(b"")
+    save(tmp_path, 150)
+    prune_checkpoints(tmp_path, keep_last=1, newest=150)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000150"]
+
+
+def test_its_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "step-00000001").iterdir()}
+    (tmp_path / "other").touch()
+    assert modes == {(tmp_path / "other").stat().st_mode & 0o777}
 
 
 def test_a_broken_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:

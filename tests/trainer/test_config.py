@@ -21,7 +21,7 @@ MINIMAL = "run: r\nmodel: m\ncorpus: c\nsteps: 1000\n"
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        "run: r\nmodel: {hidden_size: 0, layers: 3}\nstep: 5\nprecision: fp16\noptimizer: {power: zero}\n",
+        "run: r\nmodel: {hidden_size: 0, layers: 3}\nstep: 5\nprecision: fp8\noptimizer: {power: zero}\n",
     )
     with pytest.raises(InputError) as caught:
         load_config(path)
@@ -33,7 +33,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         "  step: unknown key",
         "  steps: not there, and it has no default",
         "  corpus: not there, and it has no default",
-        "  precision: found 'fp16', expected 'fp32' or 'bf16'",
+        "  precision: found 'fp8', expected 'fp32' or 'bf16'",
     }
     assert expected <= set(lines)
     assert sum(line.startswith("  optimizer.power: found 'zero'") for line in lines) == 1
@@ -66,7 +66,7 @@ def test_overrides_reach_any_key(tmp_path: Path) -> None:
     arguments = [
         "--local_rank=0",
         "--config",
-        str(write(tmp_path, MINIMAL)),
+        str(write(tmp_path, MINIMAL.replace("model: m", "model: {}"))),
         "--optimizer.learning_rate=1e-4",
     ]
     arguments += ["--model.hidden_size", "64", "--model.num_attention_heads", "4", "--mask_documents", "true"]
@@ -77,6 +77,43 @@ def test_overrides_reach_any_key(tmp_path: Path) -> None:
     assert config.mask_documents
     assert isinstance(config.model, NewModel)
     assert config.model.hidden_size == 64
+
+
+def test_a_section_s_key_does_not_replace_a_model_folder(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    with pytest.raises(InputError, match=r"--model\.hidden_size: model is 'm', expected a section"):
+        load_config(path, [("model.hidden_size", "64")])
+
+
+def test_folders_are_text_and_homes_are_expanded(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    arguments = [
+        "--config",
+        str(path),
+        "--run",
+        "2024",
+        "--corpus",
+        "~/c",
+        "--model=on",
+        "--micro-batch-size",
+        "2",
+    ]
+    config = load_config(path, parse_arguments(arguments, "")[1])
+    assert config.run == Path("2024")
+    assert config.corpus == Path.home() / "c"
+    assert config.model == "on"
+    assert config.micro_batch_size == 2
+
+
+def test_what_deepspeed_must_not_decide_again(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        MINIMAL + "precision: fp16\ndeepspeed: {fp16: {enabled: true}, wall_clock_breakdown: true}\n",
+    )
+    with pytest.raises(InputError, match="fp16 needs loss scaling"):
+        load_config(path)
+    with pytest.raises(InputError, match=r"deepspeed\.fp16: found, expected it under this file's own keys"):
+        load_config(path, [("precision", "bf16")])
 
 
 def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,50 @@ def test_a_pickle_that_runs_code_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_untied_decoder_is_refused_rather_than_dropped(
+    roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untied = roberta_folder(tmp_path / "untied", tie_word_embeddings=False)
+    assert run(untied, tmp_path / "out") == 2
+    assert "expected them to be tied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hidden_size", "48"), ("num_attention_heads", 0), ("pad_token_id", -1), ("vocab_size", None)],
+)
+def test_a_configuration_of_odd_values(
+    tmp_path: Path, key: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = roberta_folder(tmp_path / "odd")
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps({**config, key: value}))
+    assert run(odd, tmp_path / "out") == 2
+    assert f"config.json: {key}" in capsys.readouterr().err
+
+
+def test_sharded_weights_are_read_and_a_missing_shard_is_named(
+    roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sharded = tmp_path / "sharded"
+    RobertaForMaskedLM.from_pretrained(roberta).save_pretrained(sharded, max_shard_size="20KB")
+    shards = sorted(sharded.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert run(sharded, tmp_path / "one", "--max-positions", "64") == 0
+    shards[1].unlink()
+    assert run(sharded, tmp_path / "two", "--max-positions", "64") == 2
+    assert f"{shards[1]}: not there" in capsys.readouterr().err
+
+
+def test_a_model_is_replaced_also_behind_a_link(roberta: Path, tmp_path: Path) -> None:
+    run(roberta, tmp_path / "real", "--max-positions", "64", "--window", "8")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert run(roberta, tmp_path / "link", "--max-positions", "64", "--window", "16") == 0
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "real" / "config.json").read_text())["attention_window"] == [16, 16]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
 def test_bad_input_is_one_message_and_exit_2(
     roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +169,9 @@ def test_bad_input_is_one_message_and_exit_2(
         ((tmp_path / "empty", tmp_path / "out"), "found no config.json"),
         ((other, tmp_path / "out"), "model_type: found 'gpt2', expected roberta or longformer"),
         ((roberta, tmp_path / "out", "--window", "7"), "--window: found 7, expected an even number"),
+        ((roberta, tmp_path / "out", "--window", "0"), "--window: found 0, expected an even number >= 2"),
+        ((roberta, roberta), "the folder of --from; expected another"),
+        ((roberta, precious / "thesis.txt" / "out"), "File exists"),
         (
             (roberta, tmp_path / "out", "--max-positions", "16"),
             "--max-positions: found 16, expected at least",

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,9 +16,12 @@ from transformers import LongformerForMaskedLM
 
 from tests.trainer import launcher
 from tests.trainer.launcher import PRETRAIN, run_config
+from trainer.batches.corpus import open_sequences
 from trainer.engine.checkpoint import newest_checkpoint
+from trainer.engine.config import load_config
 from trainer.model.folder import load_model
 from trainer.pretrain import main as pretrain
+from trainer.pretrain import micro_batch, prepare
 
 CASES = Path(__file__).with_name("launched_cases.py")
 STAGES = [(stage, precision) for precision in ("fp32", "bf16") for stage in (0, 1, 2)]
@@ -112,6 +116,21 @@ def test_any_number_of_processes_computes_the_same_run(
     assert process.returncode == 0, output
     assert f"{processes} processes on cpu" in output
     assert losses(tmp_path / "other") == pytest.approx(losses(launched / "fp32-0"), abs=1e-5)
+
+
+def test_a_sequence_repeated_in_a_batch_gets_other_masks_and_dropout(corpus: Path, tmp_path: Path) -> None:
+    prepared = prepare(load_config(run_config(tmp_path, corpus, "masks")))
+    batch = micro_batch(prepared, 1, np.array([5, 5]), np.array([0, 1]))
+    assert not torch.equal(batch.places[0], batch.places[1])
+    again = micro_batch(prepared, 1, np.array([5]), np.array([1]))
+    assert torch.equal(again.input_ids[0], batch.input_ids[1])
+
+
+def test_pieces_of_padding_alone_are_no_sequences(corpus: Path, tmp_path: Path) -> None:
+    whole, pieces = open_sequences(corpus, "validation"), open_sequences(corpus, "validation", 16)
+    real = [int((whole.input_ids(np.array([i])) != 1).sum()) for i in range(len(whole))]
+    assert len(pieces) == sum(-(-tokens // 16) for tokens in real)
+    assert ((pieces.input_ids(np.arange(len(pieces))) != 1).sum(1) > 0).all()
 
 
 def test_what_a_run_writes(launched: Path) -> None:

@@ -59,7 +59,11 @@ class Sequences:
         self.pieces = corpus.sequence_length // sequence_length
 
     def __len__(self) -> int:
-        return len(self.corpus) * self.pieces
+        """How many sequences have a token; the end of a split's last stored one may be padding alone."""
+        if not len(self.corpus):
+            return 0
+        real = int(np.count_nonzero(self.corpus.input_ids(len(self.corpus) - 1) != self.corpus.pad_id))
+        return (len(self.corpus) - 1) * self.pieces + -(-real // self.sequence_length)
 
     def input_ids(self, indices: np.ndarray) -> np.ndarray:
         """int64 (B, N): the tokens of the sequences."""

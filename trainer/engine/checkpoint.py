@@ -7,7 +7,6 @@ reported and passed over. safetensors runs no code on load.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from pipeline.shards import file_sha256
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"^step-(\d{8})$")
@@ -40,9 +41,12 @@ class Checkpoint:
         return load_file(self.folder / "weights.safetensors")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file with the permissions of any other new file (the library's own are private)."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _sync(path: Path) -> None:
@@ -63,13 +67,13 @@ def save_checkpoint(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     for name, tensors in state.items():
-        save_file(tensors, beside / f"{name}.safetensors", metadata={"format": "pt"})
+        save_tensors(beside / f"{name}.safetensors", tensors)
     for name, text in {**extra, "state.json": json.dumps({"step": step, **facts}, indent=2) + "\n"}.items():
         (beside / name).write_text(text, encoding="utf-8")
     files = sorted(beside.iterdir())
     for file in files:
         _sync(file)
-    listed = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+    listed = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files}
     manifest = beside / MANIFEST
     manifest.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
     _sync(manifest)
@@ -97,7 +101,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                 raise ValueError(f"{file}: not there")
             if file.stat().st_size != facts["bytes"]:
                 raise ValueError(f"{file}: found {file.stat().st_size} bytes, expected {facts['bytes']}")
-            if _sha256(file) != facts["sha256"]:
+            if file_sha256(file) != facts["sha256"]:
                 raise ValueError(f"{file}: its sha256 is not the manifest's")
         facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
@@ -122,11 +126,19 @@ def newest_checkpoint(checkpoints: Path, report: Callable[[str], None]) -> Check
     return None
 
 
-def prune_checkpoints(checkpoints: Path, keep_last: int) -> None:
-    """Remove all but the last `keep_last` checkpoints, and what interrupted saves left."""
+def prune_checkpoints(checkpoints: Path, keep_last: int, newest: int) -> None:
+    """Remove all but the last `keep_last` checkpoints up to step `newest`, and what interrupted saves left.
+
+    `newest` is the step just saved. Later ones were broken, or this run would have resumed from them.
+    """
     for partial in checkpoints.glob(".step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
-    for _, folder in _steps(checkpoints)[:-keep_last]:
+    steps = _steps(checkpoints)
+    kept = {step for step, _ in steps if step <= newest}
+    kept = set(sorted(kept)[-keep_last:])
+    for step, folder in steps:
+        if step in kept:
+            continue
         # Without its manifest it is no checkpoint any more, whatever interrupts the removal.
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)

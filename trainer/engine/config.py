@@ -13,9 +13,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainer.engine.schedule import Decay
+
+# What this file decides itself, and DeepSpeed's JSON would decide again.
+DEEPSPEED_KEYS_MODELLED_HERE = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "zero_optimization",
+    "fp16",
+    "bf16",
+    "torch_autocast",
+    "optimizer",
+    "scheduler",
+}
+PATHS = ("run", "model", "corpus")
 
 
 class InputError(ValueError):
@@ -36,7 +51,7 @@ class NewModel(Section):
     num_hidden_layers: int = Field(12, ge=1)
     num_attention_heads: int = Field(12, ge=1)
     intermediate_size: int = Field(3072, ge=1)
-    attention_window: int = Field(512, ge=0, multiple_of=2, description="total width, longformer only")
+    attention_window: int = Field(512, ge=2, multiple_of=2, description="total width, longformer only")
     hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
     attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
@@ -113,9 +128,20 @@ class Pretraining(Section):
         default_factory=dict, description="raw keys for DeepSpeed's JSON that are not modelled here"
     )
 
+    @field_validator("run", "corpus")
+    @classmethod
+    def _expand_home(cls, path: Path) -> Path:
+        return path.expanduser()
+
     @model_validator(mode="after")
     def _fits_together(self) -> Pretraining:
         problems = []
+        if isinstance(self.model, str) and self.model.startswith("~"):
+            self.model = str(Path(self.model).expanduser())
+        owned = DEEPSPEED_KEYS_MODELLED_HERE & self.deepspeed.keys()
+        problems += [
+            f"deepspeed.{key}: found, expected it under this file's own keys" for key in sorted(owned)
+        ]
         if self.batch_size % self.micro_batch_size:
             problems.append(
                 f"batch_size: found {self.batch_size}, expected a multiple of micro_batch_size {self.micro_batch_size}"
@@ -169,8 +195,11 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
     for section in sections:
         inner = here.setdefault(section, {})
         if not isinstance(inner, dict):
-            inner = here[section] = {}
+            raise InputError(f"--{key}: {section} is {inner!r}, expected a section with keys of its own")
         here = inner
+    if key in PATHS:  # a folder named 2024 is no number
+        here[last] = text
+        return
     try:
         here[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -192,6 +221,8 @@ def problems(error: ValidationError) -> list[str]:
             lines += [prefix + line for line in str(problem["ctx"]["error"]).splitlines()]
         else:
             expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+            if key == "precision" and problem["input"] == "fp16":
+                expected += " (fp16 needs loss scaling, which skips updates; bf16 has the range of fp32)"
             lines.append(f"{key}: found {problem['input']!r}, expected {expected}")
     # A model given as neither a name nor sizes fails both branches of the union; the sizes' problems tell more.
     if any(line.startswith("model.") for line in lines):
@@ -213,7 +244,8 @@ def parse_arguments(arguments: Sequence[str], usage: str) -> tuple[Path, list[tu
         if not argument.startswith("--"):
             raise InputError(f"{argument}: found a bare word, expected --config FILE or --some.key VALUE")
         key, equals, value = argument[2:].partition("=")
-        if key == "dry-run":
+        key = key.replace("-", "_")
+        if key == "dry_run" and not equals:
             dry_run = True
             continue
         if not equals:
@@ -222,7 +254,7 @@ def parse_arguments(arguments: Sequence[str], usage: str) -> tuple[Path, list[tu
             value = rest.pop(0)
         if key == "config":
             config = Path(value)
-        elif key not in ("local_rank", "local-rank"):  # the launcher adds it; the environment says the same
+        elif key != "local_rank":  # the launcher adds it; the environment says the same
             overrides.append((key, value))
     if config is None:
         raise InputError("--config: not given, expected the YAML file of a run (--help lists the keys)")

@@ -49,7 +49,7 @@ def reseed_torch(seed: int, step: int, micro_batch: int) -> None:
     torch.manual_seed(as_seed("hidden dropout", seed, step, micro_batch))
 
 
-def attention_dropout_seeds(seed: int, step: int, sequences: np.ndarray, layers: int) -> np.ndarray:
-    """int64 (sequences, layers): the attention's dropout seed of each sequence in each layer at this step."""
-    drawn = hash64("attention dropout", seed, step, sequences[:, None], np.arange(layers)[None, :])
+def attention_dropout_seeds(seed: int, step: int, places: np.ndarray, layers: int) -> np.ndarray:
+    """int64 (places, layers): the attention's dropout seed in each layer, of the sequence at each place of a batch."""
+    drawn = hash64("attention dropout", seed, step, places[:, None], np.arange(layers)[None, :])
     return drawn.view(np.int64)

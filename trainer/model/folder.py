@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from trainer.engine.checkpoint import save_tensors
 from trainer.engine.config import InputError
 from trainer.model.heads import MaskedLanguageModel
 from trainer.model.longformer import Architecture, EncoderConfig
@@ -29,6 +30,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+MODEL_FILES = ("config.json", "model.safetensors", *TOKENIZER_FILES)
 GLOBAL_PROJECTIONS = ("query", "key", "value")
 _CLASS_NAMES = {"roberta": "RobertaForMaskedLM", "longformer": "LongformerForMaskedLM"}
 # A hub id is `name` or `owner/name`; anything else is meant as a path.
@@ -87,6 +89,14 @@ def read_config(folder: Path) -> EncoderConfig:
     missing = [key for key in ("vocab_size", "hidden_size", "num_hidden_layers") if key not in values]
     if missing:
         raise InputError(f"{path}: {', '.join(missing)}: not there")
+    for key, value in values.items():
+        kind_of_value = type(EncoderConfig.__dataclass_fields__[key].default)
+        least = 0 if key.endswith(("_token_id", "_prob")) or key.startswith("original_") else 1
+        if kind_of_value is float:
+            if not isinstance(value, int | float) or value < 0:
+                raise InputError(f"{path}: {key}: found {value!r}, expected a number >= 0")
+        elif not isinstance(value, int) or value < least:
+            raise InputError(f"{path}: {key}: found {value!r}, expected a whole number >= {least}")
     config = EncoderConfig(architecture=architecture, **values)
     if architecture == "longformer":
         window = found.get("attention_window", 512)
@@ -131,8 +141,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder by its Hugging Face name, without running pickled code."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-        files = [folder / Path(shard).name for shard in shards]
+        placed = read_json(index).get("weight_map")
+        if not isinstance(placed, dict) or not placed:
+            raise InputError(
+                f"{index}: weight_map: found {type(placed).__name__}, expected names and their files"
+            )
+        files = sorted({folder / Path(str(shard)).name for shard in placed.values()})
+        for file in files:
+            if not file.is_file():
+                raise InputError(f"{file}: not there, though {index} lists it")
     else:
         files = [folder / "model.safetensors"]
     if all(file.is_file() for file in files):
@@ -156,8 +173,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     raise InputError(f"{folder}: found no model.safetensors and no pytorch_model.bin")
 
 
-def body_and_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the encoder (without its prefix) and of `lm_head.`; buffers, poolers and tied copies go."""
+def body_and_head(weights: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """The tensors of the encoder (without its prefix) and of `lm_head.`; buffers, poolers and tied copies go.
+
+    InputError where the decoder is not tied to the word embeddings, which RoBERTa's and Longformer's always are.
+    """
     kept: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         bare = re.sub(r"^(roberta|longformer)\.", "", name)
@@ -165,8 +185,13 @@ def body_and_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             kept[bare] = tensor
     if "lm_head.decoder.bias" in kept:  # tied to lm_head.bias; some files hold only this one
         kept.setdefault("lm_head.bias", kept["lm_head.decoder.bias"])
-    for tied in ("lm_head.decoder.weight", "lm_head.decoder.bias"):
-        kept.pop(tied, None)
+    decoder = kept.pop("lm_head.decoder.weight", None)
+    words = kept.get("embeddings.word_embeddings.weight")
+    if decoder is not None and words is not None and not torch.equal(decoder, words):
+        raise InputError(
+            f"{source}: lm_head.decoder.weight is not the word embeddings, expected them to be tied"
+        )
+    kept.pop("lm_head.decoder.bias", None)
     return kept
 
 
@@ -189,7 +214,7 @@ def load_model(folder: Path) -> MaskedLanguageModel:
     """The masked-language model in a folder; every parameter must be there in its shape."""
     config = read_config(folder)
     model = MaskedLanguageModel(config)
-    tensors = without_global_projections(body_and_head(read_weights(folder)))
+    tensors = without_global_projections(body_and_head(read_weights(folder), folder))
     load_tensors(model, tensors, folder)
     return model
 
@@ -219,16 +244,14 @@ def load_tensors(model: MaskedLanguageModel, tensors: dict[str, Tensor], source:
 def write_model(
     folder: Path, config: EncoderConfig, tensors: dict[str, Tensor], tokenizer_from: Path | None
 ) -> None:
-    """Write a folder `transformers` loads, from prefix-free float32 tensors; it appears whole or not at all.
+    """Write a folder `transformers` loads, from prefix-free tensors, as float32; it is never there half-written.
 
-    The tied decoder is not stored; `transformers` ties it again. A model folder or an empty one that is there already
-    is replaced; anything else is left alone with an InputError.
+    The tied decoder is not stored; `transformers` ties it again. A folder that is empty, or holds a model and nothing
+    else, is replaced; any other is left alone with an InputError.
     """
-    folder = folder.absolute()
-    if (
-        folder.exists()
-        and not (folder / "config.json").is_file()
-        and (folder.is_file() or any(folder.iterdir()))
+    folder = folder.resolve()
+    if folder.exists() and (
+        not folder.is_dir() or {path.name for path in folder.iterdir()} - set(MODEL_FILES)
     ):
         raise InputError(
             f"{folder}: holds something else, expected a new or empty folder, or a model to replace"
@@ -244,7 +267,7 @@ def write_model(
             ): tensor.float().contiguous()
             for name, tensor in tensors.items()
         }
-        save_file(named, beside / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(beside / "model.safetensors", named)
         (beside / "config.json").write_text(
             json.dumps(config_json(config), indent=2) + "\n", encoding="utf-8"
         )

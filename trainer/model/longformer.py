@@ -1,6 +1,6 @@
 """The encoder: RoBERTa's post-LN body over windowed attention, with Hugging Face's parameter names.
 
-One class serves both architectures of the mission. `roberta` sees everything (its window covers the sequence);
+One class serves both architectures. `roberta` sees everything (its window covers the sequence);
 `longformer` has a window a layer. Names below the prefix are the same in `transformers`' `RobertaForMaskedLM` and
 `LongformerForMaskedLM`, so that a state dict moves between the two and this one by its prefix alone.
 
