@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,7 +119,7 @@ def _build(
             ],
         )
         if not any(record.facts["kept"]["documents"] for record in encoded):
-            raise BuildError(_nothing_left(encoded))
+            raise BuildError(_nothing_left([record for taken in split for record, _ in taken], encoded))
         selection = SelectUnit.of(encoded, config)
         [selected] = stages.run("select", [selection])
         packed = stages.run("pack", plan_shards(selection, selected, config, Layout.of(config, tokenizer)))
@@ -177,16 +178,17 @@ def _refuse_relative(options: argparse.Namespace) -> None:
             )
 
 
-def _nothing_left(encoded: Sequence[Record]) -> str:
-    reasons: dict[str, int] = {}
+def _nothing_left(split: Sequence[Record], encoded: Sequence[Record]) -> str:
+    reasons: Counter[str] = Counter()
+    for record in split:
+        reasons.update(record.facts["quarantined"])
     for record in encoded:
-        for reason, tally in record.facts["dropped"].items():
-            reasons[reason] = reasons.get(reason, 0) + tally["documents"]
-    read = sum(record.facts["read"] for record in encoded)
+        reasons.update({reason: tally["documents"] for reason, tally in record.facts["dropped"].items()})
     listed = (
-        ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())) or "none was readable"
+        ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+        or "the inputs are empty"
     )
-    return f"of {read:,} documents none is left: {listed}; expected at least one"
+    return f"of {reasons.total():,} documents none is left: {listed}; expected at least one"
 
 
 def _print_plan(plans: Sequence[SourcePlan]) -> None:

@@ -86,6 +86,8 @@ class SourceConfig(BaseModel):
     """Which column of .jsonl and .parquet rows holds the text; `text`, if left out."""
     id_column: Annotated[str, Field(min_length=1)] | None = None
     """Which column names a document, the same name never twice; `id` (realnews: none, their place does)."""
+    maximum_document_bytes: Annotated[int, Field(ge=1)] = Source.maximum_document_bytes
+    """A larger document, or row, goes to quarantine as `too_large`; no more of it than this is held in memory."""
     licence: str = ""
     """Under which licence the texts are; goes into the manifest and the report."""
     terms: str = ""
@@ -97,7 +99,9 @@ class SourceConfig(BaseModel):
     def reader(self) -> Source:
         given = {"text_column": self.text_column, "id_column": self.id_column}
         columns = {key: column for key, column in given.items() if column is not None}
-        return SOURCES[self.kind](separator=self.separator, **columns)
+        return SOURCES[self.kind](
+            separator=self.separator, maximum_document_bytes=self.maximum_document_bytes, **columns
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -218,17 +222,12 @@ def _find_all_inputs(sources: object, folder: Path, problems: list[str]) -> Iter
         if not isinstance(kind, str) or kind not in SOURCES or not isinstance(paths, Sequence):
             continue
         try:
-            absolute = [_absolute(path, folder) for path in paths if isinstance(path, str) and path]
-            found.append(tuple(find_inputs(absolute, partial(accepts, SOURCES[kind]))))
+            expanded = [_expand(path) for path in paths if isinstance(path, str) and path]
+            found.append(tuple(find_inputs(expanded, partial(accepts, SOURCES[kind]), folder)))
         except InputError as error:
             hint = _UPLOADED if "no such file" in str(error) else ""
             problems.append(f"sources[{number}].path: {error}{hint}")
     return iter(found)
-
-
-def _absolute(path: str, folder: Path) -> str:
-    expanded = _expand(path)
-    return expanded if "://" in expanded else str(folder / expanded)
 
 
 def _expand(path: str) -> str:

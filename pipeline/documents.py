@@ -5,6 +5,7 @@ from dataclasses import dataclass
 INVALID_UTF8 = "invalid_utf8"
 INVALID_JSON = "invalid_json"
 NO_TEXT = "no_text"
+TOO_LARGE = "too_large"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,12 @@ class Quarantined:
     position: str
     reason: str
     detail: str = ""
+
+
+def readable_name(name: str) -> str:
+    """A file's name as a part of an id. Bytes of it that are not UTF-8, which Python keeps as half surrogate
+    pairs and no Arrow file takes, are spelt out, as in `caf\\xe9.txt`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def decode_text(content: bytes) -> str:

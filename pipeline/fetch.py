@@ -6,13 +6,15 @@ A path is a local file, folder or glob; an https://, s3:// or gs:// URI of one f
 
 import glob
 import io
+import os
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
+from pipeline.documents import readable_name
 from pipeline.errors import InputError
 from pipeline.shards import file_sha256
 
@@ -32,15 +34,16 @@ class Input:
     """Names the content: a sha256 for a local file, what the server says for others."""
 
 
-def find_inputs(paths: Iterable[str], accepts: Callable[[str], bool]) -> list[Input]:
-    """The files that `paths` name, sorted by key; without versions, see `with_version`.
+def find_inputs(paths: Iterable[str], accepts: Callable[[str], bool], folder: str | Path = "") -> list[Input]:
+    """The files that `paths` name, sorted by key; without versions, see `with_version`. Relative ones start at
+    `folder`, whose own name is never a pattern.
 
     A folder or a pattern gives the files in it whose name the source `accepts`; a file named by itself must
     be accepted. Raises InputError, naming the path, where there is no such file.
     """
     found: dict[str, list[Input]] = {}
     for path in paths:
-        for item in _find(path, accepts):
+        for item in _find(path, accepts, Path(folder)):
             found.setdefault(item.uri, []).append(item)
     # The same file named twice is read once.
     return _unique_keys([items[0] for _, items in sorted(found.items())])
@@ -111,10 +114,10 @@ def _scheme(uri: str) -> str:
     return scheme if separator else ""
 
 
-def _find(path: str, accepts: Callable[[str], bool]) -> list[Input]:
+def _find(path: str, accepts: Callable[[str], bool], folder: Path) -> list[Input]:
     scheme = _scheme(path)
     if scheme == "":
-        return _find_local(path, accepts)
+        return _find_local(path, accepts, folder)
     if scheme == "hf":
         return _find_on_hub(path, accepts)
     if scheme not in ("https", "http", "s3", "gs"):
@@ -126,27 +129,39 @@ def _find(path: str, accepts: Callable[[str], bool]) -> list[Input]:
     return [Input(path, name, size, version)]
 
 
-def _find_local(pattern: str, accepts: Callable[[str], bool]) -> list[Input]:
-    path = Path(pattern)
+def _find_local(pattern: str, accepts: Callable[[str], bool], folder: Path) -> list[Input]:
+    path = folder / pattern
     if path.is_file():
         if not accepts(path.name):
             raise InputError(f"{path}: {path.name!r} is not of a format this source reads")
         return [_local_input(path, path.parent)]
     if path.is_dir():
-        files, base = (p for p in path.rglob("*") if p.is_file()), path
+        files, base = _files_below(path), path
         what = "no file of a format this source reads in this folder"
     else:
         if not glob.has_magic(pattern):
             raise InputError(f"{path}: no such file or folder")
-        base = Path(*_parts_before_magic(path))
-        # Path.glob refuses absolute patterns, which are the usual ones here.
-        files = (p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())  # noqa: PTH207
+        base = folder / Path(*_parts_before_magic(Path(pattern)))
+        # Path.glob refuses absolute patterns.
+        fitting = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207
+        files = (p for p in (folder / name for name in fitting) if p.is_file())
         what = "no file of a format this source reads fits this pattern"
     hidden = (p for p in files if not any(part.startswith(".") for part in p.relative_to(base).parts))
     inputs = [_local_input(p, base) for p in sorted(hidden) if accepts(p.name)]
     if not inputs:
         raise InputError(f"{path}: {what}")
     return inputs
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All but hidden ones. InputError where a folder cannot be listed: what is in it would be missing, unsaid."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (path for path in (Path(parent, name) for name in names) if path.is_file())
 
 
 def _parts_before_magic(path: Path) -> list[str]:
@@ -159,7 +174,7 @@ def _parts_before_magic(path: Path) -> list[str]:
 
 
 def _local_input(path: Path, base: Path) -> Input:
-    return Input(str(path), path.relative_to(base).as_posix(), path.stat().st_size)
+    return Input(str(path), readable_name(path.relative_to(base).as_posix()), path.stat().st_size)
 
 
 def _find_on_hub(path: str, accepts: Callable[[str], bool]) -> list[Input]:
@@ -214,7 +229,8 @@ def _remote_version(uri: str) -> tuple[int, str]:
 
 
 def _unique_keys(inputs: list[Input]) -> list[Input]:
-    """Where two files have the same key, both take their folder's name before it, until they differ."""
+    """Where two files have the same key, both take their folder's name before it, until they differ. InputError
+    where they never do."""
     depth = dict.fromkeys(range(len(inputs)), 0)
     while True:
         keys: dict[str, list[int]] = {}
@@ -224,13 +240,21 @@ def _unique_keys(inputs: list[Input]) -> list[Input]:
         if not clashes:
             named = [replace(item, key=_longer_key(item, depth[i])) for i, item in enumerate(inputs)]
             return sorted(named, key=lambda item: item.key)
-        for index in clashes:
+        growing = [index for index in clashes if depth[index] < len(_folders(inputs[index]))]
+        if not growing:
+            names = " and ".join(repr(inputs[index].uri) for index in clashes[:2])
+            raise InputError(f"{names}: cannot be told apart by name; expected names that differ")
+        for index in growing:
             depth[index] += 1
 
 
 def _longer_key(item: Input, folders: int) -> str:
-    before = item.uri.removesuffix(item.key).rstrip("/").split("/")
-    return "/".join([*before[max(0, len(before) - folders) :], item.key])
+    before = _folders(item)
+    return "/".join([*before[len(before) - folders :], item.key])
+
+
+def _folders(item: Input) -> list[str]:
+    return readable_name(item.uri).removesuffix(item.key).removesuffix("/").split("/")
 
 
 def _local(action: Callable[[], _Result], path: str) -> _Result:

@@ -61,7 +61,7 @@ class RayRunner:
                 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
                 options |= {"address": "local", "include_dashboard": False, "object_store_memory": 100 << 20}
                 ray.init(num_cpus=max_cpus, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             address = os.environ.get("RAY_ADDRESS", "local")
             raise BuildError(
                 f"Ray at {address!r} cannot be reached: {error}; --local needs no Ray"
@@ -81,6 +81,17 @@ class RayRunner:
         # Largest first, so that the last ones to finish are small.
         waiting = iter(sorted(units, key=lambda unit: -unit.size))
         running: dict[Any, Unit] = {}
+        try:
+            yield from self._run(waiting, running, stores)
+        except self._ray.exceptions.RayError as error:
+            # Of a unit's exception the last line says what it was; of Ray's own troubles the first.
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            line = lines[-1 if isinstance(error, self._ray.exceptions.RayTaskError) else 0]
+            raise BuildError(f"Ray could not go on: {line}; the same command goes on from here") from error
+
+    def _run(
+        self, waiting: Iterator[Unit], running: dict[Any, Unit], stores: Stores
+    ) -> Iterator[tuple[Unit, Record]]:
         while True:
             for unit in waiting:
                 running[self._task.remote(unit, stores)] = unit

@@ -38,7 +38,14 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, location: str) -> None:
-        """Takes over `backend`. ValueError where one of the five special tokens is missing."""
+        """Takes over `backend`. ValueError where it is no byte-level BPE, or one of the five special tokens is
+        missing."""
+        kind, splitters = _model_and_splitters(json.loads(backend.to_str()))
+        if kind != "BPE" or "ByteLevel" not in splitters:
+            raise ValueError(
+                f"tokenizer {location}: its model is {kind} and its pre-tokenizer {', '.join(splitters) or 'none'}; "
+                "expected BPE and ByteLevel, as RoBERTa and GPT-2 have"
+            )
         missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
         if missing:
             raise ValueError(
@@ -184,6 +191,12 @@ def _known_id(backend: tokenizers.Tokenizer, token: str) -> int:
     index = backend.token_to_id(token)
     assert index is not None
     return index
+
+
+def _model_and_splitters(settings: Mapping[str, Any]) -> tuple[str, list[str]]:
+    splitter = settings["pre_tokenizer"] or {}
+    parts = splitter.get("pretokenizers", [splitter] if splitter else [])
+    return settings["model"]["type"], [part["type"] for part in parts]
 
 
 def _special_ids(settings: Mapping[str, Any]) -> frozenset[int]:

@@ -3,7 +3,8 @@
 Every file is one of: text (.txt), rows (.jsonl, .parquet), or an archive of such files (.tar, .zip), and all
 but parquet and zip may be compressed (.gz, .bz2, .xz). A document's id says where it is: the input's key, the
 member of an archive after it, and `#7` for the seventh row without an id of its own. So it does not change
-with what else is read, nor with the order of reading.
+with the order of reading, nor with what else is read, but for one thing: where two files of a source have one
+key, both keys get the names of their folders.
 """
 
 import bz2
@@ -22,7 +23,15 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.documents import INVALID_JSON, INVALID_UTF8, NO_TEXT, Document, Quarantined
+from pipeline.documents import (
+    INVALID_JSON,
+    INVALID_UTF8,
+    NO_TEXT,
+    TOO_LARGE,
+    Document,
+    Quarantined,
+    readable_name,
+)
 from pipeline.errors import BuildError, InputError
 from pipeline.fetch import Input, open_input, sequential
 from pipeline.sources.source import Source
@@ -60,7 +69,8 @@ def read_documents(source: Source, item: Input) -> Iterator[Document | Quarantin
         raise InputError(f"{item.uri}: truncated or damaged: {error or type(error).__name__}") from error
     except pa.ArrowInvalid as error:
         raise InputError(f"{item.uri}: not a whole parquet file: {error}") from error
-    except OSError as error:
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:
+        # zipfile raises the latter: for what is encrypted, or packed by a method it does not know.
         raise InputError(f"{item.uri}: cannot be read: {error}") from error
 
 
@@ -110,27 +120,43 @@ def _read_plain(source: Source, name: str, stream: IO[bytes]) -> Iterator[Docume
 
 def _read_text(source: Source, name: str, stream: IO[bytes]) -> Iterator[Document | Quarantined]:
     many = type(source).text_file is not Source.text_file
-    for line, content in source.text_file(stream):
+    for line, content in source.text_file(_lines(source, stream)):
+        position = f"{name}, document at line {line}" if many else name
+        if len(content) > source.maximum_document_bytes:
+            yield _too_large(source, position)
+            continue
         try:
             text = source.text(content)
         except UnicodeDecodeError as error:
-            yield _invalid_utf8(f"{name}, document at line {line}" if many else name, error)
+            yield _invalid_utf8(position, error)
             continue
         yield Document(f"{name}#{line}" if many else name, text)
 
 
 def _read_jsonl(source: Source, name: str, stream: IO[bytes]) -> Iterator[Document | Quarantined]:
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(_lines(source, stream), 1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if not line.strip():
             continue
         position = f"{name}, line {number}"
+        if len(line) > source.maximum_document_bytes:
+            yield _too_large(source, position)
+            continue
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError as error:
             yield _unreadable_line(position, line, error)
         else:
             yield _from_row(source, name, number, row, position)
+
+
+def _lines(source: Source, stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines with their ends; of one that is too large the first `maximum_document_bytes` + 1 bytes."""
+    while line := stream.readline(source.maximum_document_bytes + 1):
+        yield line
+        if len(line) > source.maximum_document_bytes:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(1 << 20)
 
 
 def _read_parquet(source: Source, name: str, stream: BinaryIO) -> Iterator[Document | Quarantined]:
@@ -143,9 +169,15 @@ def _read_parquet(source: Source, name: str, stream: BinaryIO) -> Iterator[Docum
     columns = [column for column in (source.id_column, source.text_column) if column in present]
     number = 0
     for batch in file.iter_batches(batch_size=256, columns=columns):
-        for row in batch.to_pylist():
+        for index in range(batch.num_rows):
             number += 1
-            yield _from_row(source, name, number, row, f"{name}, row {number}")
+            position = f"{name}, row {number}"
+            try:
+                [row] = batch.slice(index, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield _invalid_utf8(position, error)
+            else:
+                yield _from_row(source, name, number, row, position)
 
 
 def _read_tar(source: Source, item: Input, stream: BinaryIO) -> Iterator[Document | Quarantined]:
@@ -168,7 +200,10 @@ def _read_zip(source: Source, name: str, stream: BinaryIO) -> Iterator[Document 
         for member in archive.infolist():
             if not member.is_dir() and _holds_documents(type(source), member.filename):
                 with archive.open(member) as content:
-                    yield from _read_member(source, f"{name}/{_clean(member.filename)}", content)
+                    buffered = io.BufferedReader(
+                        cast(Any, content), 1 << 20
+                    )  # a ZipExtFile's readline is slow
+                    yield from _read_member(source, f"{name}/{_clean(member.filename)}", buffered)
 
 
 def _read_member(source: Source, name: str, content: IO[bytes]) -> Iterator[Document | Quarantined]:
@@ -181,7 +216,7 @@ def _read_member(source: Source, name: str, content: IO[bytes]) -> Iterator[Docu
 
 def _clean(member: str) -> str:
     """A member's name as a part of an id; nothing is ever written under it."""
-    return "/".join(part for part in member.split("/") if part not in ("", ".", ".."))
+    return readable_name("/".join(part for part in member.split("/") if part not in ("", ".", "..")))
 
 
 def _from_row(source: Source, name: str, number: int, row: Any, position: str) -> Document | Quarantined:
@@ -189,9 +224,11 @@ def _from_row(source: Source, name: str, number: int, row: Any, position: str) -
     if text is None:
         return Quarantined(position, NO_TEXT, f"expected an object whose {source.text_column!r} is a string")
     try:
-        text.encode()
+        size = len(text.encode())
     except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell
         return Quarantined(position, INVALID_UTF8, str(error.reason))
+    if size > source.maximum_document_bytes:
+        return _too_large(source, position)
     return Document(f"{name}#{number}" if identifier is None else identifier, text)
 
 
@@ -205,6 +242,10 @@ def _unreadable_line(position: str, line: bytes, error: orjson.JSONDecodeError) 
 
 def _invalid_utf8(position: str, error: UnicodeDecodeError) -> Quarantined:
     return Quarantined(position, INVALID_UTF8, f"{error.reason} at byte {error.start}")
+
+
+def _too_large(source: Source, position: str) -> Quarantined:
+    return Quarantined(position, TOO_LARGE, f"more than {source.maximum_document_bytes:,} bytes")
 
 
 class _LastBlock:

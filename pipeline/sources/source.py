@@ -39,6 +39,8 @@ class Source:
     """Which column of rows holds the text."""
     id_column: str | None = "id"
     """Which column of rows names a document; None where its position does."""
+    maximum_document_bytes: int = 200_000_000
+    """A larger document goes to quarantine; no more of it than this is ever held in memory."""
 
     def row(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """(id, text) of a row: no id where its position names it, no text where it has none."""
@@ -48,8 +50,16 @@ class Source:
         return (str(identifier) if named else None), (text if isinstance(text, str) else None)
 
     def text_file(self, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-        """(line, content) of each document in a text file; one document unless a source says otherwise."""
-        yield 1, b"".join(lines)
+        """(line, content) of each document in a text file; one document unless a source says otherwise. Of one
+        that is too large, as of a line, the content is a byte more than `maximum_document_bytes`."""
+        content = bytearray()
+        for line in lines:
+            self.extend(content, line)
+        yield 1, bytes(content)
+
+    def extend(self, content: bytearray, line: bytes) -> None:
+        """Adds a line to a document, as far as it is held."""
+        content += line[: self.maximum_document_bytes + 1 - len(content)]
 
     def text(self, content: bytes) -> str:
         """The text of a document from a text file. UnicodeDecodeError where it is not UTF-8."""

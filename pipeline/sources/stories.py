@@ -25,16 +25,16 @@ class Stories(Source):
             yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip(_BOM).strip())
             return
         mark = self.separator.strip().encode()
-        first, held = 1, list[bytes]()
+        first, held = 1, bytearray()
         for number, line in enumerate(lines, 1):
             if line.strip() == mark:
-                if b"".join(held).strip():
-                    yield first, b"".join(held)
-                first, held = number + 1, []
+                if held.strip():
+                    yield first, bytes(held)
+                first, held = number + 1, bytearray()
             else:
-                held.append(line)
-        if b"".join(held).strip():
-            yield first, b"".join(held)
+                self.extend(held, line)
+        if held.strip():
+            yield first, bytes(held)
 
     def text(self, content: bytes) -> str:
         return super().text(content).strip("\n")

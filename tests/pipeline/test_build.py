@@ -362,6 +362,10 @@ def test_nothing_left_is_said(
     assert build(config, tmp_path / "corpus") == 2
     assert "of 1 documents none is left: 1 too_few_tokens" in capsys.readouterr().err
     assert not (tmp_path / "corpus/manifest.json").exists()
+    write_jsonl(tmp_path / "a.jsonl", [{"title": "no text"}, {"text": 3}, b"{"])
+    config["sources"] = [{"kind": "text", "path": str(tmp_path / "a.jsonl")}]
+    assert build(config, tmp_path / "other") == 2
+    assert "of 3 documents none is left: 1 invalid_json, 2 no_text" in capsys.readouterr().err
 
 
 def test_a_truncated_archive_is_named_and_can_be_put_right(

@@ -102,6 +102,17 @@ def test_relative_paths_start_at_the_file(
     assert [item.key for item in loaded.inputs[0]] == ["a.txt", "b.txt", "c.jsonl"]
 
 
+def test_the_folder_of_the_file_is_no_pattern(
+    small_config: dict[str, Any], small_sources: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "corpus [1]"
+    folder.mkdir()
+    (folder / "own").symlink_to(small_sources / "own")
+    small_config["sources"] = [{"kind": "text", "path": ["own/*.txt", str(small_sources / "own/*.jsonl")]}]
+    loaded = load_config(write_config(folder / "c.yaml", small_config))
+    assert [item.key for item in loaded.inputs[0]] == ["a.txt", "b.txt", "c.jsonl"]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_configurations_that_come_along(path: Path) -> None:
     data = yaml.safe_load(path.read_text())

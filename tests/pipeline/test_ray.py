@@ -150,6 +150,22 @@ def test_an_input_s_error_comes_back_from_a_worker(
     assert not (tmp_path / "corpus/manifest.json").exists()
 
 
+def test_a_trouble_of_ray_s_own_is_said_in_a_line(built: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    """Here a worker that dies of every unit it starts on."""
+    file = write_config(tmp_path / "config.yaml", built[0])
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "import pipeline.runner\n"
+        "pipeline.runner.RETRIES = 0\n"
+        "pipeline.runner.execute = lambda unit, stores: os._exit(1)\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = command(file, tmp_path / "corpus", "--max-cpus", "1", PYTHONPATH=path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "build_corpus: Ray could not go on: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_private_ray_gives_the_bytes_of_local(built: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     config, reference = built
     file = write_config(tmp_path / "config.yaml", config)

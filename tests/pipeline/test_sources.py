@@ -1,10 +1,15 @@
 """Readers, on small real files of each format."""
 
 import bz2
+import errno
 import gzip
 import lzma
+import os
+import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,14 +17,14 @@ import pytest
 
 from pipeline.documents import Document, Quarantined
 from pipeline.errors import InputError
-from pipeline.fetch import find_inputs
+from pipeline.fetch import Input, _unique_keys, find_inputs
 from pipeline.sources import SOURCES
 from pipeline.sources.books import strip_gutenberg
 from pipeline.sources.reading import accepts, read_documents
 from tests.pipeline.conftest import write_jsonl, write_tar
 
 
-def read(kind: str, *paths: Path | str, **options: str) -> list[Document | Quarantined]:
+def read(kind: str, *paths: Path | str, **options: Any) -> list[Document | Quarantined]:
     source = SOURCES[kind](**options)
     inputs = find_inputs([str(path) for path in paths], lambda name: accepts(SOURCES[kind], name))
     return [document for item in inputs for document in read_documents(source, item)]
@@ -191,6 +196,127 @@ def test_truncated_files_are_named(tmp_path: Path, name: str) -> None:
         path.write_bytes(whole[:cut])
         with pytest.raises(InputError, match=name):
             read("text", path)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("encrypted.zip", "is encrypted"), ("method.zip", "compression"), ("name.zip", "can't decode byte")],
+)
+def test_zips_that_cannot_be_read_are_named(tmp_path: Path, name: str, reason: str) -> None:
+    """zipfile raises RuntimeError, NotImplementedError and UnicodeDecodeError for these."""
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("\xe9.txt", "a text")
+    content = bytearray((tmp_path / name).read_bytes())
+    local, central = content.index(b"PK\x03\x04"), content.index(b"PK\x01\x02")
+    if name == "encrypted.zip":
+        content[local + 6] |= 1
+        content[central + 8] |= 1
+    elif name == "method.zip":
+        content[local + 8] = content[central + 10] = 9
+    else:
+        content[central + 46] = 0xFF
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}: cannot be read: .*{reason}"):
+        read("text", tmp_path / name)
+
+
+def test_parquet_text_that_is_not_utf8_is_quarantined_by_row(tmp_path: Path) -> None:
+    raw = pa.array([b"one", b"caf\xe9", b"three"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    assert read("text", tmp_path / "a.parquet") == [
+        Document("a.parquet#1", "one"),
+        Quarantined("a.parquet, row 2", "invalid_utf8", "unexpected end of data at byte 3"),
+        Document("a.parquet#3", "three"),
+    ]
+
+
+def test_names_that_are_not_utf8_are_spelt_out(tmp_path: Path) -> None:
+    """In an archive and on the disk: their half surrogates fit into no id."""
+    write_tar(tmp_path / "a.tar", {"caf\udce9.txt": b"one"})
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/caf\udce9.txt").write_text("two")
+    found = read("text", tmp_path / "a.tar", tmp_path / "folder")
+    assert found == [Document(r"a.tar/caf\xe9.txt", "one"), Document(r"caf\xe9.txt", "two")]
+    (tmp_path / "folder/caf\\xe9.txt").write_text("three")
+    with pytest.raises(InputError, match="cannot be told apart"):
+        read("text", tmp_path / "folder")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gz"])
+def test_documents_that_are_too_large_are_quarantined(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    ending = "" if pack is bytes else ".gz"
+    jsonl, stories, text = (tmp_path / f"{name}{ending}" for name in ("a.jsonl", "s.txt", "t.txt"))
+    large = b"x" * 3_000_000
+    jsonl.write_bytes(pack(b'{"text": "1"}\n{"text": "%b"}\n{"text": "3"}\n{"text": "%b' % (large, large)))
+    stories.write_bytes(pack(b"one\none\n\n" + b"two\n" * 300 + b"\nthree"))
+    text.write_bytes(pack(b"line\n" * 300))
+    limit = {"maximum_document_bytes": 1000}
+    assert [
+        (d.id, d.text) if isinstance(d, Document) else (d.position, d.reason)
+        for d in read("text", jsonl, **limit)
+    ] == [
+        (f"{jsonl.name}#1", "1"),
+        (f"{jsonl.name}, line 2", "too_large"),
+        (f"{jsonl.name}#3", "3"),
+        (f"{jsonl.name}, line 4", "too_large"),
+    ]
+    found = read("stories", stories, separator="\n\n", **limit)
+    too_large = Quarantined(f"{stories.name}, document at line 4", "too_large", "more than 1,000 bytes")
+    assert found == [
+        Document(f"{stories.name}#1", "one\none"),
+        too_large,
+        Document(f"{stories.name}#305", "three"),
+    ]
+    assert read("text", text, **limit) == [Quarantined(text.name, "too_large", "more than 1,000 bytes")]
+    pq.write_table(pa.table({"text": ["1", "é" * 501]}), tmp_path / "a.parquet")
+    assert [type(d) for d in read("text", tmp_path / "a.parquet", **limit)] == [Document, Quarantined]
+    assert len(read("text", tmp_path / "a.parquet")) == 2
+
+
+def test_no_more_of_a_line_is_held_than_may_be(tmp_path: Path) -> None:
+    """A file of a few MB once unpacked to a line of 1.5 GB in memory."""
+    with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    try:
+        [found] = read("text", tmp_path / "a.txt.gz", maximum_document_bytes=1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert isinstance(found, Quarantined)
+
+
+def test_addresses_that_differ_in_a_slash_keep_different_names() -> None:
+    """Their search for keys that differ once had no end."""
+    addresses = ["https://h//x.jsonl", "https://h/x.jsonl", "https://h/y.jsonl"]
+    inputs = _unique_keys([Input(uri, uri[-7:], 1) for uri in addresses])
+    assert [(item.uri, item.key) for item in inputs] == [
+        (addresses[0], "/x.jsonl"),
+        (addresses[1], "h/x.jsonl"),
+        (addresses[2], "y.jsonl"),
+    ]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was in it was left out of the corpus, unsaid. Hidden folders are left out anyway."""
+    for name in ("a.txt", "closed/b.txt", ".closed/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path).name == refused:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    refused = ".closed"
+    assert len(read("text", tmp_path)) == 2
+    refused = "closed"
+    with pytest.raises(InputError, match="/closed: cannot be read: Permission denied"):
+        read("text", tmp_path)
 
 
 def test_files_of_one_name_keep_their_folders(tmp_path: Path) -> None:

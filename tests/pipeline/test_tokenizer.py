@@ -3,11 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 import pipeline.tokenizer
@@ -93,6 +94,31 @@ def test_ids_are_the_reference_s_and_cover_bytes(texts: list[str]) -> None:
     assert tokenizer.covers_bytes
     assert all(len(ids) <= len(text.encode()) for ids, text in zip(encoded, texts, strict=True))
     assert [tokenizer.decode(ids) for ids in encoded] == texts
+
+
+@pytest.mark.parametrize(
+    ("model", "splitter", "found"),
+    [
+        (models.Unigram([(token, 0.0) for token in SPECIAL_TOKENS], 3), None, "model is Unigram"),
+        (
+            models.WordLevel({token: i for i, token in enumerate(SPECIAL_TOKENS)}, "<unk>"),
+            pre_tokenizers.Whitespace(),
+            "model is WordLevel and its pre-tokenizer Whitespace",
+        ),
+        (
+            models.BPE({token: i for i, token in enumerate(SPECIAL_TOKENS)}, []),
+            pre_tokenizers.Metaspace(),
+            "model is BPE and its pre-tokenizer Metaspace",
+        ),
+    ],
+)
+def test_other_kinds_of_tokenizer_are_refused(model: Any, splitter: Any, found: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(model)
+    if splitter:
+        tokenizer.pre_tokenizer = splitter
+    tokenizer.save(str(tmp_path / "t.json"))
+    with pytest.raises(ValueError, match=rf"t\.json: its {found}.*expected BPE and ByteLevel"):
+        load_tokenizer(tmp_path / "t.json")
 
 
 def test_what_is_wrong_is_said(small_tokenizer: Path, tmp_path: Path) -> None:
