@@ -7,8 +7,9 @@ pattern from the masks, ask the backend of the given name, and save nothing but 
 from __future__ import annotations
 
 import math
+import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -85,9 +86,14 @@ def windowed_attention(
     }
     _check_projections(projections)
     batch, heads, length, head_dim = query.shape
+    if head_dim == 0:
+        raise ValueError(f"query has shape {tuple(query.shape)}; expected a head_dim of at least 1")
     per_head = _per_head(dilation, heads)
-    if not isinstance(window, int) or window < 0 or window % 2:
+    width = _integer(window)
+    if width is None or width < 0 or width % 2:
         raise ValueError(f"window is {window!r}; expected an even integer >= 0, the total width")
+    if scale is not None and not -math.inf < scale < math.inf:  # of any number, torch.compile's too
+        raise ValueError(f"scale is {scale}; expected a finite number, or None for 1 / sqrt(head_dim)")
     masks = {
         "attention_mask": attention_mask,
         "global_attention_mask": global_attention_mask,
@@ -101,7 +107,11 @@ def windowed_attention(
     elif backend not in _BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected None or one of {', '.join(_BACKENDS)}")
     seed = _seeds(dropout_seed, batch, query.device) if dropout_p > 0 else None
-    if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
+    if (
+        _autocasts(query.device)
+        and torch.is_autocast_enabled(query.device.type)
+        and query.dtype != torch.float64
+    ):
         dtype = torch.get_autocast_dtype(query.device.type)
         projections = {name: None if x is None else x.to(dtype) for name, x in projections.items()}
 
@@ -109,9 +119,9 @@ def windowed_attention(
         *projections.values(),
         None if attention_mask is None else attention_mask != 0,
         None if global_attention_mask is None else global_attention_mask != 0,
-        document_ids,
+        None if document_ids is None else document_ids.long(),
         seed,
-        window,
+        width,
         per_head,
         causal,
         dropout_p,
@@ -236,13 +246,27 @@ def _check_projections(projections: dict[str, Tensor | None]) -> None:
                 raise ValueError(f"{name} has {what} {of(tensor)}; expected {of(query)}, as query has")
 
 
+def _autocasts(device: torch.device) -> bool:
+    """Whether torch knows autocast for this device; it does not for meta."""
+    return torch.amp.is_autocast_available(device.type)
+
+
+def _integer(value: Any) -> int | None:
+    """An int, of Python or of NumPy; None for anything else, booleans included."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 def _per_head(dilation: int | Sequence[int], heads: int) -> list[int]:
-    per_head = [dilation] * heads if isinstance(dilation, int) else list(dilation)
-    if len(per_head) != heads:
+    given = list(dilation) if isinstance(dilation, Iterable) else [dilation] * heads
+    if len(given) != heads:
         raise ValueError(
-            f"dilation has {len(per_head)} entries; expected one int, or one for each of {heads} heads"
+            f"dilation has {len(given)} entries; expected one int, or one for each of {heads} heads"
         )
-    if any(not isinstance(step, int) or step < 1 for step in per_head):
+    per_head = [step for step in map(_integer, given) if step is not None and step >= 1]
+    if len(per_head) != heads:
         raise ValueError(f"dilation is {dilation}; expected integers >= 1 (1 is a window without gaps)")
     return per_head
 
@@ -251,6 +275,8 @@ def _check_masks(masks: dict[str, Tensor | None], shape: tuple[int, int], device
     for name, mask in masks.items():
         if mask is None:
             continue
+        if not isinstance(mask, Tensor):
+            raise ValueError(f"{name} is a {type(mask).__name__}; expected a tensor of shape (batch, n)")
         if tuple(mask.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(mask.shape)}; expected (batch, n) = {tuple(shape)}")
         if mask.device != device:

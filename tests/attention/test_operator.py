@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -55,6 +56,15 @@ def test_compiles_into_one_graph() -> None:
         compiled_output, compiled_gradients = case.run(compiled, torch.float32)
         torch.testing.assert_close(compiled_output, output)
         torch.testing.assert_close(compiled_gradients, gradients)
+
+
+def test_compiles_with_numbers_that_change() -> None:
+    """Length, window, dilation and scale, which the compiler then holds as symbols."""
+    compiled = torch.compile(windowed_attention, fullgraph=True, dynamic=True)
+    for length, window, dilation in ((16, 4, 1), (24, 6, 2), (40, 8, 3)):
+        x, options = torch.randn(1, 2, length, 4), {"dilation": dilation, "scale": 0.1 * window}
+        expected = windowed_attention(x, x, x, window, **options)
+        torch.testing.assert_close(compiled(x, x, x, window, **options), expected)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -122,6 +132,41 @@ def test_masks_of_any_dtype_mean_the_same() -> None:
         assert torch.equal(output, expected)
 
 
+def test_documents_of_any_integer_dtype_mean_the_same() -> None:
+    """torch has no comparisons of uint16 and wider, which a corpus's ids may well be."""
+    case = make(7, documents=True)
+    expected, _ = case.run(windowed_attention)
+    ids = case.options["document_ids"] - case.options["document_ids"].min()
+    for dtype in (
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.uint16,
+        torch.int32,
+        torch.uint32,
+        torch.uint64,
+    ):
+        options = case.options | {"document_ids": ids.to(dtype)}
+        assert torch.equal(
+            Case(case.projections, 16, options, case.grad).run(windowed_attention)[0], expected
+        )
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    expected = windowed_attention(X, X, X, 4, dilation=2)
+    assert torch.equal(windowed_attention(X, X, X, np.int64(4), dilation=np.int32(2)), expected)
+    assert torch.equal(windowed_attention(X, X, X, 4, dilation=np.full(3, 2)), expected)
+
+
+def test_meta_tensors_give_shapes() -> None:
+    """torch knows no autocast for meta, and raised when asked whether it was on."""
+    x = X.to("meta").requires_grad_()
+    output = windowed_attention(x, x, x, 4, dropout_p=0.1, attention_mask=torch.ones(2, 8, device="meta"))
+    assert (output.shape, output.device.type) == (X.shape, "meta")
+    output.sum().backward()
+    assert x.grad is not None
+
+
 X = torch.zeros(2, 3, 8, 4)
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "query without heads": (
@@ -135,6 +180,19 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         "value has dtype torch.float64; expected torch.float32",
     ),
     "value elsewhere": ({"value": X.to("meta")}, "value has device meta; expected cpu"),
+    "heads of no width": (
+        {"query": X[..., :0], "key": X[..., :0], "value": X[..., :0]},
+        "head_dim of at least 1",
+    ),
+    "a window that is false": ({"window": False}, "window is False; expected an even integer >= 0"),
+    "scale nan": ({"scale": float("nan")}, "scale is nan; expected a finite number"),
+    "scale infinite": ({"scale": float("inf")}, "scale is inf; expected a finite number"),
+    "a list as mask": (
+        {"attention_mask": [[1] * 8] * 2},
+        r"attention_mask is a list; expected a tensor of shape \(batch, n\)",
+    ),
+    "a list of documents": ({"document_ids": [[0] * 8] * 2}, "document_ids is a list; expected a tensor"),
+    "dilation true": ({"dilation": True}, "dilation is True; expected integers >= 1"),
     "odd window": ({"window": 7}, "window is 7; expected an even integer >= 0"),
     "negative window": ({"window": -2}, "window is -2; expected an even integer >= 0"),
     "fractional window": ({"window": 2.0}, "window is 2.0; expected an even integer >= 0"),
