@@ -135,6 +135,18 @@ def test_a_job_with_bad_input_fails_with_its_message(
     assert not os.path.lexists(tmp_path / "corpus")
 
 
+def test_a_job_with_a_relative_output_is_refused(
+    cluster: Cluster, built: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """It once succeeded, into Ray's copy of the working directory."""
+    file = write_config(tmp_path / "config.yaml", built[0])
+    done = submit(
+        cluster, "python", "-m", "pipeline.build_corpus", "--config", str(file), "--output", "corpora/mine"
+    )
+    assert done.returncode == 1
+    assert "--output corpora/mine: a relative path" in done.stdout
+
+
 def test_an_input_s_error_comes_back_from_a_worker(
     cluster: Cluster, built: tuple[dict[str, Any], Path], small_sources: Path, tmp_path: Path
 ) -> None:
