@@ -266,10 +266,9 @@ def train(prepared: Prepared) -> int:
             places = np.arange(number * size, (number + 1) * size)
             passes.append((number, weight, places, micro_batch(prepared, step, chosen[places], places)))
         scored = sum(weight * float((batch.labels != IGNORED).sum()) for _, weight, _, batch in passes)
-        denominator = max(
-            1.0, *all_reduce_sum(scored)
-        )  # a batch of special tokens alone has nothing to score
-        total = 0.0
+        # A batch of special tokens alone has nothing to score: its loss and gradient are 0.
+        denominator = max(1.0, *all_reduce_sum(scored))
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for turn, (number, weight, places, batch) in enumerate(passes):
             if turn:
                 engine.next_pass()
@@ -277,8 +276,8 @@ def train(prepared: Prepared) -> int:
             seeds = torch.from_numpy(attention_dropout_seeds(config.seed, step, places, layers)).to(device)
             loss = engine.engine(batch.to(device), seeds)
             engine.backward(loss * weight, denominator)
-            total += weight * float(loss.detach())
-        loss_sum, stopping = all_reduce_sum(total, float(stop_requested))
+            total += weight * loss.detach()
+        loss_sum, stopping = all_reduce_sum(float(total), float(stop_requested))
         if not math.isfinite(loss_sum):
             raise FloatingPointError(
                 f"step {step}: the loss is {loss_sum}; its sequences are {chosen.tolist()}. Nothing was updated; "

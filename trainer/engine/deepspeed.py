@@ -48,6 +48,8 @@ def start_processes() -> None:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
         )
+    # Before anything is sent: NCCL sends from the current GPU, which is the first one on every rank until set.
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if get_accelerator().device_name() == "cpu":
         # Its shared-memory collectives compile for a minute at first use; gloo does the same here.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
