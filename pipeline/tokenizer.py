@@ -180,7 +180,7 @@ def _read_hub(name: str) -> tokenizers.Tokenizer:
             return _read_folder(vocabulary.parent)
     except ValueError:
         raise
-    except Exception as error:
+    except Exception as error:  # the hub's client and its HTTP stack have no common base class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"tokenizer {name}: no such file or folder here, and the hub did not give it: {reason}"

@@ -31,6 +31,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from pipeline.shards import write_atomically
 from trainer.batches.corpus import MaskedBatch, Sequences, as_batch, corpus_masking, open_sequences
 from trainer.batches.masking import IGNORED, Masking
 from trainer.batches.order import SequenceOrder
@@ -226,9 +227,7 @@ def train(prepared: Prepared) -> int:
         if found is not None:
             check_same_run(found, facts)
         settings = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
-        beside = config.run / ".config.yaml.partial"
-        beside.write_text(settings, encoding="utf-8")
-        beside.replace(config.run / "config.yaml")
+        write_atomically(config.run / "config.yaml", settings.encode())
         return found
 
     checkpoint = on_first_rank(claim)

@@ -14,8 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LongformerForMaskedLM
 
+from demo.sources import train_tokenizer
+from tests.corpora import made_up_documents
 from tests.trainer import launcher
 from tests.trainer.launcher import PRETRAIN, run_config
+from tests.trainer.models import roberta_folder
 from trainer.batches.corpus import open_sequences
 from trainer.engine.checkpoint import newest_checkpoint
 from trainer.engine.config import load_config
@@ -124,6 +127,9 @@ def test_a_sequence_repeated_in_a_batch_gets_other_masks_and_dropout(corpus: Pat
     assert not torch.equal(batch.places[0], batch.places[1])
     again = micro_batch(prepared, 1, np.array([5]), np.array([1]))
     assert torch.equal(again.input_ids[0], batch.input_ids[1])
+    # Masking is dynamic: the same place of the next step has another mask.
+    later = micro_batch(prepared, 2, np.array([5]), np.array([1]))
+    assert not torch.equal(later.places[0], again.places[0])
 
 
 def test_pieces_of_padding_alone_are_no_sequences(corpus: Path, tmp_path: Path) -> None:
@@ -175,12 +181,18 @@ def test_misfits_of_model_corpus_and_run_are_refused(
     torn = tmp_path / "torn"
     shutil.copytree(corpus, torn)
     (torn / "train" / shard.name).write_bytes(shard.read_bytes()[:-100])
+    short = roberta_folder(tmp_path / "short", tokens=32, vocab_size=300)
+    foreign = tmp_path / "foreign"
+    shutil.copytree(export, foreign)
+    train_tokenizer(made_up_documents(50, seed=9), 300, foreign / "tokenizer.json")
     cases = [
         ({"corpus": str(tmp_path / "none")}, "manifest.json: missing"),
         ({"corpus": str(torn)}, f"{shard.name}: has "),
         ({"sequence_length": 100}, "sequence_length: found 100, expected a divisor of 128"),
         ({"model": str(tmp_path / "none")}, "no such folder"),
         ({"model": str(export), "extra_positions_only": True}, "expected a folder made by trainer.convert"),
+        ({"model": str(short)}, "has positions for 32 tokens, expected at least sequence_length 128"),
+        ({"model": str(foreign)}, "the one that made"),
     ]
     for changes, message in cases:
         config = run_config(tmp_path, corpus, "refused", **changes)

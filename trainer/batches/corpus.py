@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.shards import Corpus, open_corpus
-from pipeline.tokenizer import load_tokenizer
 from trainer.batches.masking import MaskedSequences, Masking
 from trainer.engine.config import InputError
+from trainer.model.folder import read_tokenizer
 
 
 @dataclass
@@ -99,10 +99,7 @@ def open_sequences(folder: Path, split: str, sequence_length: int | None = None)
 
 def corpus_masking(corpus: Corpus, fraction: float = 0.15) -> Masking:
     """The masking rule for a corpus's vocabulary, by the tokenizer that travels with it."""
-    try:
-        tokenizer = load_tokenizer(corpus.folder / "tokenizer.json")
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    tokenizer = read_tokenizer(corpus.folder / "tokenizer.json")
     return Masking(corpus.vocabulary_size, tokenizer.special_ids, tokenizer.mask_id, fraction)
 
 

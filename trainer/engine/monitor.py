@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.shards import write_atomically
+
 METRICS = "metrics.jsonl"
 
 
@@ -46,9 +48,7 @@ class Monitor:
                     kept.append(line)
             except (ValueError, KeyError):  # the line that a kill cut short
                 continue
-        beside = self.path.with_suffix(".partial")
-        beside.write_text("".join(kept), encoding="utf-8")
-        beside.replace(self.path)
+        write_atomically(self.path, "".join(kept).encode())
 
     def log(self, row: dict[str, Any]) -> None:
         """Write one row; `step`, `loss`, `bpc`, `tokens_per_second` also go to the progress line."""

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.tokenizer import Tokenizer, load_tokenizer
 from trainer.engine.checkpoint import save_tensors
 from trainer.engine.config import InputError
 from trainer.model.heads import MaskedLanguageModel
@@ -288,10 +289,13 @@ def tokenizer_fingerprint(folder: Path) -> str | None:
     """The fingerprint of a model folder's tokenizer, None where it has none."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return None
-    from pipeline.tokenizer import load_tokenizer
+    return read_tokenizer(folder).fingerprint
 
+
+def read_tokenizer(location: Path) -> Tokenizer:
+    """The tokenizer of a folder or file; InputError says what is wrong with it."""
     try:
-        return load_tokenizer(folder).fingerprint
+        return load_tokenizer(location)
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -307,9 +311,7 @@ def copy_tokenizer(source: Path, target: Path, max_tokens: int) -> None:
     if not present:
         return
     if "tokenizer_config.json" not in present and "tokenizer.json" in present:
-        from pipeline.tokenizer import load_tokenizer
-
-        load_tokenizer(source / "tokenizer.json").save(target)
+        read_tokenizer(source / "tokenizer.json").save(target)
     path = target / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
     settings["model_max_length"] = max_tokens
