@@ -65,6 +65,21 @@ class Rows:
     grad_query: Tensor | None = None  # to be added to
 
 
+def usable() -> bool:
+    """See `problem.Backend`."""
+    return True
+
+
+def rejects(query: Tensor) -> str | None:
+    """See `problem.Backend`."""
+    return None
+
+
+def trusted(query: Tensor) -> bool:
+    """See `problem.Backend`."""
+    return True
+
+
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """See `problem.Backend`."""
     query = problem.query

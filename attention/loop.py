@@ -17,6 +17,21 @@ from attention.pattern import Tokens, sees
 from attention.problem import Gradients, Problem
 
 
+def usable() -> bool:
+    """See `problem.Backend`."""
+    return True
+
+
+def rejects(query: Tensor) -> str | None:
+    """See `problem.Backend`."""
+    return None
+
+
+def trusted(query: Tensor) -> bool:
+    """See `problem.Backend`."""
+    return True
+
+
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """See `problem.Backend`."""
     query, key, value = _to(problem.dtype, problem.query, problem.key, problem.value)

@@ -79,7 +79,16 @@ class Gradients:
 
 
 class Backend(Protocol):
-    """A module with these two functions is a backend."""
+    """A module with these functions is a backend."""
+
+    def usable(self) -> bool:
+        """Whether this machine can run it at all. The answer stands for the life of the process."""
+
+    def rejects(self, query: Tensor) -> str | None:
+        """What it expects of device, dtype or head_dim where it cannot take tensors like query; else None."""
+
+    def trusted(self, query: Tensor) -> bool:
+        """Whether it is chosen by itself for tensors like query, which it does not reject."""
 
     def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Output (B, H, N, D) in the query's dtype, and each row's logsumexp (B, H, N), +inf where it sees nothing."""

@@ -20,12 +20,13 @@ from attention.pattern import Pattern
 from attention.problem import Backend, Problem, softmax_dtype
 
 _BACKENDS: dict[str, Backend] = {"loop": loop, "chunks": chunks}
+_FASTEST_FIRST = ("chunks",)  # that are chosen from where none is named
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def backends() -> list[str]:
     """The names of the backends that work on this machine, the reference first."""
-    return list(_BACKENDS)
+    return [name for name, backend in _BACKENDS.items() if backend.usable()]
 
 
 def windowed_attention(
@@ -102,10 +103,8 @@ def windowed_attention(
     _check_masks(masks, (batch, length), query.device)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p is {dropout_p}; expected a probability in [0, 1)")
-    if backend is None:
-        backend = "chunks"
-    elif backend not in _BACKENDS:
-        raise ValueError(f"backend is {backend!r}; expected None or one of {', '.join(_BACKENDS)}")
+    if backend is not None:
+        _check_backend(backend, query)
     seed = _seeds(dropout_seed, batch, query.device) if dropout_p > 0 else None
     if (
         _autocasts(query.device)
@@ -126,7 +125,7 @@ def windowed_attention(
         causal,
         dropout_p,
         1 / math.sqrt(head_dim) if scale is None else scale,
-        backend,
+        backend or "",
     )
     return output
 
@@ -158,7 +157,7 @@ def _forward(
         pattern.check_documents()
     projections = (query, key, value, query_global, key_global, value_global)
     with torch.autocast(query.device.type, enabled=False):
-        return _BACKENDS[backend].forward(Problem(*projections, pattern, scale, dropout_p, dropout_seed))
+        return _chosen(backend, query).forward(Problem(*projections, pattern, scale, dropout_p, dropout_seed))
 
 
 @_forward.register_fake
@@ -195,7 +194,7 @@ def _backward(
     pattern = Pattern.of(query, window, tuple(dilation), causal, real, is_global, document)
     problem = Problem(*projections, pattern, scale, dropout_p, dropout_seed)
     with torch.autocast(query.device.type, enabled=False):
-        found = _BACKENDS[backend].backward(problem, output, logsumexp, grad)
+        found = _chosen(backend, query).backward(problem, output, logsumexp, grad)
     gradients = (
         found.query,
         found.key,
@@ -226,6 +225,25 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | N
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _check_backend(name: str, query: Tensor) -> None:
+    if name not in _BACKENDS or not _BACKENDS[name].usable():
+        raise ValueError(f"backend is {name!r}; expected None or one of {', '.join(backends())}")
+    expected = _BACKENDS[name].rejects(query)
+    if expected is not None:
+        raise ValueError(
+            f"backend {name!r} is given query of {query.dtype} on {query.device} with head_dim "
+            f"{query.shape[3]}; expected {expected}"
+        )
+
+
+def _chosen(name: str, query: Tensor) -> Backend:
+    """The named backend, or, for "", the fastest trusted one. Inside the operators, hidden from torch.compile."""
+    if name:
+        return _BACKENDS[name]
+    suitable = (_BACKENDS[name] for name in _FASTEST_FIRST)
+    return next(x for x in suitable if x.usable() and x.rejects(query) is None and x.trusted(query))
 
 
 def _check_projections(projections: dict[str, Tensor | None]) -> None:
