@@ -9,6 +9,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from attention import windowed
+
+
+def widest_dtype(backend: str) -> torch.dtype:
+    """float64, or float32 for kernels that take nothing wider."""
+    wide = torch.empty(1, 1, 1, 1, dtype=torch.float64)
+    return torch.float64 if windowed._BACKENDS[backend].rejects(wide) is None else torch.float32
+
+
 LENGTHS = (1, 2, 7, 20, 63, 64, 111, 129, 257)
 
 
