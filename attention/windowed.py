@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention import chunks, cpu, dropout, loop
+from attention import chunks, cpu, cuda, dropout, loop
 from attention.pattern import Pattern
 from attention.problem import Backend, Problem, softmax_dtype
 
-_BACKENDS: dict[str, Backend] = {"loop": loop, "chunks": chunks, "cpu": cpu}
-_FASTEST_FIRST = ("cpu", "chunks")  # that are chosen from where none is named
+_BACKENDS: dict[str, Backend] = {"loop": loop, "chunks": chunks, "cpu": cpu, "cuda": cuda}
+_FASTEST_FIRST = ("cuda", "cpu", "chunks")  # that are chosen from where none is named
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

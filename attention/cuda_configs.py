@@ -1,0 +1,51 @@
+"""Sizes of blocks, warps and pipeline stages of the kernels: a table, so that nothing is tuned on a user's machine.
+
+Chosen by what compiles without spilled registers within a compute capability's shared memory (`attention.compiled`
+shows it); speed on a GPU has not been measured.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Configuration(NamedTuple):
+    """BLOCK_M rows and BLOCK_N keys at a time, by a program of `num_warps`, loading `num_stages` - 1 tiles ahead."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+INTERPRETER = (0, 0)  # stands for a compute capability; small blocks, so that short sequences have several
+
+# By compute capability from which on it holds, then kernel, padded head size and bytes of an element: 2 have tensor cores,
+# 4 are multiplied and added one by one. What is missing is as in the capability below.
+_TABLE: dict[tuple[int, int], dict[tuple[str, int, int], Configuration]] = {
+    INTERPRETER: {
+        (kernel, head_dim, bytes_): Configuration(32, 32, 4, 1)
+        for kernel in ("attend", "differentiate_queries", "differentiate_keys", "sum_products")
+        for head_dim in (16, 32, 64, 128)
+        for bytes_ in (2, 4)
+    },
+}
+
+
+def padded(head_dim: int) -> int:
+    """The head size that kernels compute with: 16, 32, 64 or 128."""
+    return next(size for size in (16, 32, 64, 128) if head_dim <= size)
+
+
+def configuration(
+    kernel: str, capability: tuple[int, int], head_dim: int, dtype: torch.dtype
+) -> Configuration:
+    """What the kernel of this name runs with on a GPU of this compute capability."""
+    key = (kernel, padded(head_dim), dtype.itemsize)
+    return next(
+        _TABLE[known][key]
+        for known in sorted(_TABLE, reverse=True)
+        if known <= capability and key in _TABLE[known]
+    )
