@@ -1,4 +1,4 @@
-"""The native CPU backend: builds `cpu.cpp` for this machine's instruction set, and calls it.
+"""The native CPU backend: builds `native/cpu.cpp` for this machine's instruction set, and calls it.
 
 The library is compiled at first use, in seconds, with the C++ compiler that CXX names, or c++, g++ or clang++, into
 LONGSPAN_CACHE or ~/.cache/longspan: one file for each source, compiler, instruction set and torch version. Processes
@@ -32,7 +32,7 @@ from attention import cache, dropout
 from attention.pattern import Pattern
 from attention.problem import Gradients, Problem
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCES = Path(__file__).with_name("native")
 BUILD_SECONDS = 300
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -101,7 +101,7 @@ def scratch_bytes() -> int:
     return 0 if library is None else int(library.longspan_scratch_bytes())
 
 
-# What cpu.cpp is passed.
+# What native/cpu.cpp is passed: native/call.h.
 
 
 class _Tensor(ctypes.Structure):
@@ -220,8 +220,12 @@ def _int32(tensor: Tensor) -> Tensor:
 def _library() -> ctypes.CDLL | None:
     """The library for this machine, built if need be; None, after a warning, where that fails."""
     try:
-        path = _build(instruction_set())
-        library = ctypes.CDLL(str(path))
+        path = _build()
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # what was a library once
+            path.unlink()
+            library = ctypes.CDLL(str(_build()))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         warnings.warn(
@@ -243,29 +247,34 @@ def instruction_set() -> str:
     return capability if capability in _INSTRUCTION_SETS else "portable"
 
 
-def _build(instructions: str) -> Path:
+def _build() -> Path:
     """The path of the compiled library, from the cache where it is there."""
     compiler = _compiler()
-    libraries = Path(torch.__file__).parent / "lib"
-    flags = ["-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared", *_INSTRUCTION_SETS[instructions]]
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=60)
-    identity = [
-        SOURCE.read_text(encoding="utf-8"),
-        *flags,
-        version.stdout,
-        torch.__version__,
-        platform.machine(),
+    flags = [
+        "-std=c++17",
+        "-O3",
+        "-fno-math-errno",
+        "-fPIC",
+        "-shared",
+        *_INSTRUCTION_SETS[instruction_set()],
     ]
-    name = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir())]
+    identity = (*sources, *flags, version.stdout, torch.__version__, platform.machine())
+    name = "attention-" + hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
     folder = cache.folder()
-    path = folder / f"windowed_attention-{name}.so"
+    path = folder / f"{name}.so"
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when a process is killed
         if not path.exists():
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 built = Path(scratch) / "built.so"
-                command = [*compiler, *flags, str(SOURCE), "-o", str(built), f"-L{libraries}", "-ltorch_cpu"]
+                libraries = Path(torch.__file__).parent / "lib"
+                files = [str(SOURCES / "cpu.cpp"), "-o", str(built), f"-L{libraries}", "-ltorch_cpu"]
+                command = [*compiler, *flags, *files]
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
+                with built.open("rb") as file:
+                    os.fsync(file.fileno())
                 built.replace(path)
     return path
 

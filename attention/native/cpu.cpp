@@ -1,0 +1,307 @@
+// Windowed attention on a CPU: one softmax over a list of keys of which each row sees an interval (see pattern.py).
+//
+// Queries lie across the vector lanes. For a block of 64 queries and a tile of 96 keys the scores are kept transposed,
+// scores[key][query], so that the softmax needs no horizontal sums, and so that each of the seven matrix products
+//
+//     scores = K Q'      grad_weights = V dO'         left rows are keys,    depth is the head's width
+//     O += P V           dQ += dS K                   left rows are queries, depth is keys
+//     dV += P' dO        dK += dS' Q                  left rows are keys,    depth is queries
+//
+// is the same product of a few left rows, broadcast one number at a time, with right rows in vectors: `multiply`, with
+// the sums in registers. Six left rows by four vectors of 16 use 24 of AVX-512's 32 registers. A group of 16
+// queries is the grain of visibility: products skip the keys that nobody in the group sees, and only the edges of a
+// group's range are masked. Keys and values are packed once for a run of blocks ("segment"), which also undoes
+// strides and dilation and converts the dtype; a block's queries are packed transposed.
+//
+// The backward pass computes scores again from the saved logsumexp. A segment adds to the gradients of the keys around
+// it. Segments are at least as long as the window is wide, so that every other one may run at the same time: first the
+// even ones, then the odd ones. Gradients of global keys get a slot a segment, summed in order. No atomics: the same
+// bits every run.
+//
+// Compiled for one instruction set by cpu.py, without torch's headers: of torch it uses two C functions.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <new>
+#include <vector>
+
+#include "lists.h"
+#include "memory.h"
+#include "rows.h"
+#include "worker.h"
+
+// torch's thread pool, from its stable C interface (torch/csrc/stable/c/shim.h).
+extern "C" int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                                      void* context);
+extern "C" int32_t torch_get_num_threads(uint32_t* threads);
+
+namespace longspan {
+namespace {
+
+// A run of rows of one strip, or of an example's global tokens, of one head.
+struct Unit {
+  int64_t batch, head, residue, begin, end, segment;
+};
+
+std::vector<Unit> band_units(const Call& call, int64_t segment) {
+  std::vector<Unit> units;
+  for (int64_t b = 0; b < call.batch; ++b)
+    for (int64_t h = 0; h < call.heads; ++h)
+      for (int64_t r = 0; r < std::min(call.dilation[h], call.length); ++r) {
+        const int64_t count = strip_rows(call, b, h, r).places.count;
+        for (int64_t i = 0; i < count; i += segment) units.push_back({b, h, r, i, std::min(i + segment, count), i / segment});
+      }
+  return units;
+}
+
+// Runs of `step` entries out of `count`, for each example and head.
+std::vector<Unit> runs(const Call& call, int64_t count, int64_t step) {
+  std::vector<Unit> units;
+  for (int64_t b = 0; b < call.batch; ++b)
+    for (int64_t h = 0; h < call.heads; ++h)
+      for (int64_t i = 0; i < count; i += step) units.push_back({b, h, 0, i, std::min(i + step, count), i / step});
+  return units;
+}
+
+inline int64_t threads() {
+  uint32_t count = 1;
+  torch_get_num_threads(&count);
+  return count;
+}
+
+// Calls body(worker, unit index) for each unit, on torch's threads; each takes the next unit when it is done.
+template <class Worker, class Body>
+void run(const Call& call, int64_t units, Body body) {
+  struct Context {
+    const Call& call;
+    int64_t units;
+    Body& body;
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
+  } context{call, units, body};
+  const auto work = [](int64_t, int64_t, void* pointer) {
+    auto& shared = *static_cast<Context*>(pointer);
+    try {
+      Worker worker(shared.call);
+      for (int64_t i; (i = shared.next++) < shared.units;) shared.body(worker, i);
+    } catch (const std::bad_alloc&) {
+      shared.failed = true;
+      shared.next = shared.units;
+    }
+  };
+  torch_parallel_for(0, std::min(threads(), units), 1, work, &context);
+  if (context.failed) throw std::bad_alloc();
+}
+
+template <class Worker>
+void forward(const Call& call) {
+  // Enough units for every thread; how rows are cut changes no bit of the result.
+  const int64_t share = call.batch * call.heads * call.length / (4 * threads());
+  const auto band = band_units(call, up(std::clamp<int64_t>(share, kBlock, kSegment), kBlock));
+  const auto global = runs(call, call.globals, kBlock);
+  const int64_t count = band.size();
+  const Need need{false, true, false};
+  run<Worker>(call, count + global.size(), [&](Worker& worker, int64_t i) {
+    if (i < count) {
+      const Unit& unit = band[i];
+      const Rows rows = strip_rows(call, unit.batch, unit.head, unit.residue);
+      const Keys keys = band_keys(call, rows), columns = column_keys(call, rows);
+      const Range range = range_of(rows, keys, unit.begin, unit.end);
+      const Range global_range = call.globals ? range_of(rows, columns, unit.begin, unit.end) : Range{0, 0};
+      if (!range.empty()) worker.pack(worker.band, rows, keys, range, need);
+      if (!global_range.empty()) worker.pack(worker.columns, rows, columns, global_range, need);
+      for (int64_t row = unit.begin; row < unit.end; row += kBlock) {
+        const int64_t size = std::min<int64_t>(kBlock, unit.end - row);
+        worker.take_block(rows, row, false, false);
+        worker.begin_forward();
+        if (!range.empty()) worker.attend(Sight(rows, keys, row, size), worker.band);
+        if (!global_range.empty()) worker.attend(Sight(rows, columns, row, size), worker.columns);
+        worker.end_forward();
+      }
+    }
+  });
+  // Global rows overwrite what the band left at their places.
+  run<Worker>(call, global.size(), [&](Worker& worker, int64_t i) {
+    const Unit& unit = global[i];
+    const Rows rows = global_rows(call, unit.batch, unit.head);
+    const Keys keys = sequence_keys(call, rows);
+    if (unit.begin >= rows.places.count) return;
+    const Sight sight(rows, keys, unit.begin, std::min(unit.end, rows.places.count) - unit.begin);
+    worker.take_block(rows, unit.begin, false, false);
+    worker.begin_forward();
+    for (int64_t from = down(sight.low, kPanel); from < sight.high; from += kChunk) {
+      worker.pack(worker.band, rows, keys, {from, std::min(from + kChunk, sight.high)}, need);
+      worker.attend(sight, worker.band);
+    }
+    worker.end_forward();
+  });
+}
+
+// The gradients of global keys, as each unit of rows finds them: a slot a unit, added up in their order.
+class ColumnSlots {
+ public:
+  ColumnSlots(const Call& c, int64_t units)
+      : call(c), width(up(c.width, 16)), size(2 * c.globals * width), ranges(c.globals ? units : 0, Range{0, 0}) {
+    data.reserve(units * size);
+  }
+
+  template <class Operand>
+  void put(int64_t unit, const PackedKeys<Operand>& columns) {
+    ranges[unit] = columns.range;
+    const int64_t count = (columns.range.end - columns.range.begin) * width;
+    std::copy_n(columns.grad_key.get(), count, data.get() + unit * size);
+    std::copy_n(columns.grad_value.get(), count, data.get() + unit * size + size / 2);
+  }
+
+  void add_to_gradients(int64_t index, const Unit& unit) const {
+    const float* from = data.get() + index * size;
+    for (int64_t i = ranges[index].begin; i < ranges[index].end; ++i, from += width) {
+      const int64_t at = call.global_index[unit.batch * call.globals + i];
+      add_row(Row(call, call.grad_key, unit.batch, unit.head, at, kFloat32), from, (float)call.scale);
+      add_row(Row(call, call.grad_value, unit.batch, unit.head, at, kFloat32), from + size / 2, (float)(1 / call.keep));
+    }
+  }
+
+ private:
+  const Call& call;
+  const int64_t width, size;
+  std::vector<Range> ranges;
+  Buffer<float> data;  // (units, 2, globals, width)
+};
+
+// The band's gradients, with those of the global keys in a slot for each unit.
+//
+// Fused, a unit adds to the gradients of all keys that its rows see, the even segments first and then the odd ones.
+// Where that leaves threads without work, a pass over rows for the queries' gradients is followed by one over keys
+// for theirs: 7 products instead of 5.
+template <class Worker>
+void band_backward(const Call& call, const std::vector<Unit>& units, bool fused, ColumnSlots& slots) {
+  for (int64_t parity = 0; parity < (fused ? 2 : 1); ++parity) {
+    std::vector<int64_t> chosen;
+    for (size_t i = 0; i < units.size(); ++i)
+      if (!fused || units[i].segment % 2 == parity) chosen.push_back(i);
+    run<Worker>(call, chosen.size(), [&](Worker& worker, int64_t i) {
+      const Unit& unit = units[chosen[i]];
+      const Rows rows = strip_rows(call, unit.batch, unit.head, unit.residue);
+      const Keys keys = band_keys(call, rows), columns = column_keys(call, rows);
+      const Range range = range_of(rows, keys, unit.begin, unit.end);
+      const Range global_range = call.globals ? range_of(rows, columns, unit.begin, unit.end) : Range{0, 0};
+      if (!range.empty()) worker.pack(worker.band, rows, keys, range, {true, false, fused});
+      if (!global_range.empty()) worker.pack(worker.columns, rows, columns, global_range, {true, false, true});
+      for (int64_t row = unit.begin; row < unit.end; row += kBlock) {
+        const int64_t size = std::min<int64_t>(kBlock, unit.end - row);
+        worker.take_block(rows, row, true, true);
+        worker.begin_backward();
+        if (!range.empty()) worker.differentiate(Sight(rows, keys, row, size), worker.band, true, fused);
+        if (!global_range.empty()) worker.differentiate(Sight(rows, columns, row, size), worker.columns, true, true);
+        worker.end_backward();
+      }
+      if (!range.empty() && fused) worker.put_key_gradients(worker.band, rows, keys, call.grad_key, call.grad_value);
+      if (!global_range.empty()) slots.put(chosen[i], worker.columns);
+    });
+  }
+  if (fused) return;
+  const auto keys_of = band_units(call, kChunk);  // whole panels
+  run<Worker>(call, keys_of.size(), [&](Worker& worker, int64_t i) {
+    const Unit& unit = keys_of[i];
+    const Rows rows = strip_rows(call, unit.batch, unit.head, unit.residue);
+    const Keys keys = band_keys(call, rows);
+    worker.pack(worker.band, rows, keys, {unit.begin, unit.end}, {false, false, true});
+    const int64_t from = down(std::max<int64_t>(unit.begin - call.window, 0), kBlock);
+    for (int64_t row = from; row < std::min(unit.end + call.window, rows.places.count); row += kBlock) {
+      const Sight sight(rows, keys, row, std::min<int64_t>(kBlock, rows.places.count - row));
+      if (sight.high <= unit.begin || sight.low >= unit.end) continue;
+      worker.take_block(rows, row, true, true);
+      worker.begin_backward();
+      worker.differentiate(sight, worker.band, false, true);
+    }
+    worker.put_key_gradients(worker.band, rows, keys, call.grad_key, call.grad_value);
+  });
+}
+
+template <class Worker>
+void backward(const Call& call) {
+  // Long enough that two segments with one between them share no key, and that the slots of the global keys'
+  // gradients take no more room than the keys.
+  const int64_t length = std::max({kSegment, up(call.window, kBlock), up(2 * call.globals, kBlock)});
+  auto band = band_units(call, length);
+  const int64_t even = std::count_if(band.begin(), band.end(), [](const Unit& unit) { return unit.segment % 2 == 0; });
+  const bool fused = 2 * even >= threads();
+  if (!fused) band = band_units(call, std::max(kSegment, up(2 * call.globals, kBlock)));
+  ColumnSlots slots(call, band.size());
+  band_backward<Worker>(call, band, fused, slots);
+  if (call.globals == 0) return;
+  run<Worker>(call, call.batch * call.heads, [&](Worker&, int64_t i) {
+    for (size_t u = 0; u < band.size(); ++u)
+      if (band[u].batch * call.heads + band[u].head == i) slots.add_to_gradients(u, band[u]);
+  });
+  // Global rows: the queries' gradients block by block, then the keys' chunk by chunk.
+  const auto blocks = runs(call, call.globals, kBlock);
+  run<Worker>(call, blocks.size(), [&](Worker& worker, int64_t i) {
+    const Unit& unit = blocks[i];
+    const Rows rows = global_rows(call, unit.batch, unit.head);
+    const Keys keys = sequence_keys(call, rows);
+    if (unit.begin >= rows.places.count) return;
+    const Sight sight(rows, keys, unit.begin, std::min(unit.end, rows.places.count) - unit.begin);
+    worker.take_block(rows, unit.begin, true, false);
+    worker.begin_backward();
+    for (int64_t from = down(sight.low, kPanel); from < sight.high; from += kChunk) {
+      worker.pack(worker.band, rows, keys, {from, std::min(from + kChunk, sight.high)}, {true, false, false});
+      worker.differentiate(sight, worker.band, true, false);
+    }
+    worker.end_backward();
+  });
+  const auto chunks = runs(call, call.length, kChunk);
+  run<Worker>(call, chunks.size(), [&](Worker& worker, int64_t i) {
+    const Unit& unit = chunks[i];
+    const Rows rows = global_rows(call, unit.batch, unit.head);
+    const Keys keys = sequence_keys(call, rows);
+    worker.pack(worker.band, rows, keys, {unit.begin, unit.end}, {false, false, true});
+    for (int64_t row = 0; row < rows.places.count; row += kBlock) {
+      const Sight sight(rows, keys, row, std::min<int64_t>(kBlock, rows.places.count - row));
+      if (sight.high <= unit.begin || sight.low >= unit.end) continue;
+      worker.take_block(rows, row, true, true);
+      worker.begin_backward();
+      worker.differentiate(sight, worker.band, false, true);
+    }
+    worker.put_key_gradients(worker.band, rows, keys, call.grad_key_global, call.grad_value_global);
+  });
+}
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls pass with the worker for the dtype and the width of a head; 0, or 1 where memory ran out.
+template <class Pass>
+int with_worker(const Call& call, Pass pass) {
+  const bool usual = up(call.width, 16) == 64;
+  try {
+#if defined(__AVX512BF16__)
+    if (call.dtype == kBFloat16) {
+      usual ? pass(Type<Worker<BFloat16Pair, 64>>()) : pass(Type<Worker<BFloat16Pair, 0>>());
+      return 0;
+    }
+#endif
+    usual ? pass(Type<Worker<Float32, 64>>()) : pass(Type<Worker<Float32, 0>>());
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+}  // namespace
+}  // namespace longspan
+
+extern "C" int longspan_forward(const longspan::Call* call) {
+  return longspan::with_worker(*call, [&](auto worker) { longspan::forward<typename decltype(worker)::type>(*call); });
+}
+
+extern "C" int longspan_backward(const longspan::Call* call) {
+  return longspan::with_worker(*call, [&](auto worker) { longspan::backward<typename decltype(worker)::type>(*call); });
+}
+
+// The most bytes that scratch has held since the last call of this.
+extern "C" int64_t longspan_scratch_bytes() { return longspan::scratch_peak.exchange(longspan::scratch_now); }
