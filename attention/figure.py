@@ -1,4 +1,4 @@
-"""Pictures that a command writes: one look, the same bytes every time, and never half a file.
+"""Pictures that a command writes: one look, and the same bytes every time.
 
 matplotlib's own classes are used without pyplot, so that nothing here touches global state or asks for a display.
 The background is drawn, not transparent: dark text on it reads the same on a light page and on a dark one.
@@ -7,12 +7,13 @@ The background is drawn, not transparent: dark text on it reads the same on a li
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from attention.files import whole, writable_path
 
 FORMATS = (".png", ".svg")
 BACKGROUND, TEXT, MUTED, FAINT = "#FFFFFF", "#1A1A1A", "#6B6B6B", "#EFEFEF"
@@ -43,38 +44,8 @@ def picture_path(text: str) -> Path:
     return writable_path(text)
 
 
-def writable_path(text: str) -> Path:
-    """An option's value: a file to be written, in a folder that exists."""
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a file in a folder that exists")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"found the folder {text!r}, expected a file's name")
-    return path
-
-
 def save(figure: Figure, path: Path, dots_per_inch: int = 160) -> None:
     """Write the figure to path, as PNG or SVG by its ending."""
     ending = path.suffix.lower()
-    beside = _beside(path)
-    try:
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(beside, format=ending[1:], dpi=dots_per_inch, metadata=WITHOUT_DATES[ending])
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write text to path, whole or not at all."""
-    beside = _beside(path)
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    """A temporary name in the folder of path, where a rename replaces path at once."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with matplotlib.rc_context(STYLE), whole(path) as beside:
+        figure.savefig(beside, format=ending[1:], dpi=dots_per_inch, metadata=WITHOUT_DATES[ending])

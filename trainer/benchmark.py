@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LongformerConfig, LongformerForMaskedLM
 
-from attention.benchmark import (
+from attention.measure import (
+    Clock,
     benchmark_parser,
     clock_of,
     conditions,
@@ -33,8 +34,8 @@ from attention.benchmark import (
     megabytes,
     positive,
     print_table,
-    visible_pairs,
 )
+from attention.workload import visible_pairs
 from trainer.batches.masking import IGNORED, Masking
 from trainer.model.folder import config_json, with_global_projections
 from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
@@ -103,7 +104,7 @@ def step_flops(config: EncoderConfig, tokens: int, places: int) -> int:
     return 3 * (config.num_hidden_layers * layer + head)
 
 
-def compare(config: EncoderConfig, tokens: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+def compare(config: EncoderConfig, tokens: int, rounds: int, clock: Clock) -> dict[str, Any]:
     """A row for each method, and what they share."""
     torch.manual_seed(0)
     ours, batch = MaskedLanguageModel(config), Batch(config, tokens)
@@ -112,7 +113,8 @@ def compare(config: EncoderConfig, tokens: int, rounds: int, clock: Callable[[],
         "transformers, head on masked places": Step(transformers_model(ours), batch.theirs_on_masked_places),
     }
     steps = {"longspan": Step(ours, batch.ours)} | steps
-    measured, rate = interleave(steps, rounds, clock)
+    measured, rates = interleave(steps, rounds, clock)
+    rate = rates["torch.mm"]
     bound = step_flops(config, tokens, batch.places.shape[1]) / rate
     rows = [
         {"method": name, "tokens_per_second": tokens / found.median, "losses": steps[name].losses}

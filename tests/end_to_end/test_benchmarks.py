@@ -1,15 +1,33 @@
 """The benchmarks at sizes that say nothing about speed: their output, and that what they compare computes the same."""
 
+import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import types
+import xml.etree.ElementTree as ElementTree  # of our own files
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
-from attention import backends
+from attention import backends, benchmark, chunks, measure, peers, rates, scaling, targets
+from attention.benchmark import ALLOCATORS
+from attention.figure import save
+from attention.measure import Measured
+from attention.targets import Sizes, Target, measure_targets
+from attention.workload import PASSES, difference, exact, make_inputs, scratch, useful_flops, visible_pairs
+
+BOTH = ("forward", "forward+backward")
+PEERS = {"transformers, sliding chunks", "SDPA over blocks", "SDPA, band as mask", "SDPA, dense (no window)"}
+CPU = torch.device("cpu")
+FEW = 64  # bytes of scalars that PyTorch allocates on the way
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -18,7 +36,7 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
-def measure(module: str, folder: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
+def measure_json(module: str, folder: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
     """What a benchmark prints, and what it writes."""
     done = run(module, *arguments, "--rounds", "2", "--json", str(folder / "found.json"))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -33,33 +51,315 @@ def check_rows(printed: str, rows: list[dict[str, Any]]) -> None:
         assert len(row["seconds"]) == 2
         assert all(seconds > 0 for seconds in row["seconds"])
         assert row["ratio"] > 0
-        assert row["of_bound"] > 0
+        of_bound = row["of_bound"]
+        assert all(share > 0 for share in (of_bound.values() if isinstance(of_bound, dict) else [of_bound]))
         assert any(line.startswith(row["method"]) for line in printed.splitlines())
 
 
-def test_attention(tmp_path: Path) -> None:
-    printed, found = measure("attention.benchmark", tmp_path, "--tokens", "16", "48", "--window", "16")
-    names = {"longspan (default)", *(f"longspan {name}" for name in backends())}
-    names |= {"transformers, sliding chunks", "SDPA, band as mask", "SDPA, dense (no window)"}
-    for tokens in (16, 48):
-        for what in ("forward", "forward+backward"):
-            rows = [row for row in found["rows"] if (row["tokens"], row["pass"]) == (tokens, what)]
-            assert {row["method"] for row in rows} == names
-            check_rows(printed, rows)
-            for row in rows:
-                same = row["difference"]
-                assert same is None if "no window" in row["method"] else same < 1e-4
+# Attention: the comparison by length.
 
 
-def test_attention_refuses_what_sliding_chunks_cannot(tmp_path: Path) -> None:
-    done = run("attention.benchmark", "--tokens", "100", "--window", "16")
+def test_attention_under_both_allocators(tmp_path: Path) -> None:
+    """One command, a section an allocator; every method's result is right; the plot opens."""
+    arguments = ["--tokens", "48", "--window", "16", "--plot", str(tmp_path / "figure1.svg")]
+    printed, found = measure_json("attention.benchmark", tmp_path, *arguments)
+    ours = {"longspan (default)", *(f"longspan {name}" for name in backends())}
+    assert len(found["sections"]) == len(ALLOCATORS)
+    for section, (allocator, settings) in zip(found["sections"], ALLOCATORS.items(), strict=True):
+        assert section["heading"] == f"{allocator} allocator"
+        assert f"{allocator} allocator ==" in printed
+        assert all(f"{name}={value}" in section["conditions"] for name, value in settings.items())
+        assert not section["targets"]
+        for what in BOTH:
+            check_comparison(printed, section, 48, what, ours)
+    assert ElementTree.parse(tmp_path / "figure1.svg").getroot().tag.endswith("svg")  # noqa: S314
+    assert {path.name for path in tmp_path.iterdir()} == {"figure1.svg", "found.json"}
+
+
+def check_comparison(printed: str, section: dict[str, Any], tokens: int, what: str, ours: set[str]) -> None:
+    rows = [row for row in section["rows"] if (row["tokens"], row["pass"]) == (tokens, what)]
+    left = {x["method"] for x in section["left_out"] if (x["tokens"], x["pass"]) == (tokens, what)}
+    names = {row["method"] for row in rows}
+    assert names | left == ours | PEERS | {"FlexAttention, compiled"}
+    assert left <= {"FlexAttention, compiled"}  # it has no backward pass here, and may fail to compile
+    check_rows(printed, rows)
+    for row in rows:
+        same = row["difference"]
+        assert same is None if "no window" in row["method"] else same < 1e-4
+        assert set(row["of_bound"]) == set(row["rates"])
+        assert "torch.mm" in row["rates"]
+        assert row["scratch_bytes"] >= 0
+    for one in section["left_out"]:
+        assert one["reason"] in printed
+
+
+def setting(window: int = 16, limit: float = 100.0) -> scaling.Setting:
+    return scaling.Setting(window, 2, 1, CPU, torch.float32, limit)
+
+
+def test_a_method_is_left_out_by_what_it_took_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    quadratic = scaling.Method(lambda query, key, value: query, order=2)
+    past = scaling.Past(tokens=100, seconds=2.0, peak_bytes=1 << 20)
+    assert past.forbids(100, quadratic, setting(limit=2)) is None
+    reason = past.forbids(1000, quadratic, setting(limit=2))
+    assert reason is not None
+    assert "200.0 s" in reason
+    monkeypatch.setattr(scaling, "free_memory", lambda device: 64 << 20)
+    assert past.forbids(200, quadratic, setting(limit=1e9)) is None
+    assert "MB free" in (past.forbids(1000, quadratic, setting(limit=1e9)) or "")
+
+
+def test_a_peer_that_fails_is_left_out_with_the_reason_and_ours_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel\nand more")
+
+    few = {"a peer": scaling.Method(fail)}
+    monkeypatch.setattr(scaling, "peers", lambda window, device: few)
+    monkeypatch.setattr(scaling, "backends", list)
+    measuring = scaling.Scaling(setting())
+    rows, left_out = measuring.at(32)
+    assert [row["method"] for row in rows] == [scaling.OURS] * 2
+    assert [one["reason"] for one in left_out] == ["RuntimeError: no kernel"] * 2
+    measuring.methods[scaling.OURS] = scaling.Method(fail)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        measuring.at(32)
+
+
+def test_blocks_of_every_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the window is no multiple of the block, and for either layout."""
+    for layout in ("model", "contiguous"):
+        inputs = make_inputs(96, layout)
+        for what, compute in PASSES.items():
+            for size in (16, 32, 48):
+                blocked = peers.BlockedSDPA(40, {(96, what): size})
+                assert difference(compute(blocked, inputs), exact(what, inputs, 40)) < 1e-5
+    monkeypatch.setattr(peers, "BLOCKS", (16, 32))
+    blocked = peers.BlockedSDPA(40)
+    PASSES["forward"](blocked, make_inputs(96))
+    assert blocked.chosen[96, "forward"] in (16, 32)
+
+
+def test_the_plot_opens_and_shows_every_method(tmp_path: Path) -> None:
+    rows = [
+        {"method": name, "pass": what, "tokens": tokens, "median": tokens / 1e4, "peak_bytes": tokens << 10}
+        for name in (scaling.OURS, "another")
+        for what in BOTH[: 2 if name == scaling.OURS else 1]
+        for tokens in (512, 1024)
+    ]
+    drawn = scaling.plot([{"rows": rows, "window": 512, "heading": "default allocator"}])
+    names = {text.get_text() for text in drawn.legends[0].get_texts()}
+    assert names == {scaling.OURS, "another", "forward pass alone"}
+    for name in ("a.png", "a.svg"):
+        save(drawn, tmp_path / name)
+    with Image.open(tmp_path / "a.png") as opened:
+        assert opened.width > opened.height
+
+
+# Attention: what is counted.
+
+
+def test_useful_flops_are_the_standard_count() -> None:
+    assert visible_pairs(5, 2) == 13  # x x . . . / x x x . . / …
+    assert visible_pairs(4, 512) == 16
+    assert useful_flops("forward", 5, 2) == 2 * 13 * 2 * 64 * 12
+    assert useful_flops("forward+backward", 5, 2) == 7 * 13 * 2 * 64 * 12
+
+
+def test_scratch_is_what_is_beyond_inputs_and_results() -> None:
+    inputs = make_inputs(64)
+    one = inputs[0].nbytes
+    nothing = scratch(lambda: [inputs[0] + 1], inputs)
+    assert nothing == (pytest.approx(0, abs=FEW), pytest.approx(0, abs=1e-3))
+    beyond, share = scratch(lambda: [(inputs[0].repeat(3, 1, 1, 1) + 1)[:1].clone()], inputs)
+    assert beyond == pytest.approx(5 * one, abs=FEW)  # two of three at once, without the result
+    assert share == pytest.approx(1, rel=1e-3)
+
+
+def test_a_backends_own_scratch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([123, 1000])  # of earlier runs, of this one
+    monkeypatch.setattr(chunks, "scratch_bytes", lambda: next(held), raising=False)
+    monkeypatch.setattr("attention.workload.backends", lambda: ["loop", "chunks"])
+    inputs = make_inputs(8)
+    assert scratch(lambda: [inputs[0] + 1], inputs)[0] == pytest.approx(1000, abs=FEW)
+
+
+def test_rounds_are_interleaved_and_ratios_are_of_rounds() -> None:
+    order: list[str] = []
+    runs: dict[str, Callable[[], object]] = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    measured, found = measure.take_rounds(
+        runs, {name: Measured([]) for name in "ab"}, 3, measure.cpu_seconds, {}
+    )
+    assert "".join(order) == "ababab"
+    assert found == {}
+    assert [len(measured[name].seconds) for name in "ab"] == [3, 3]
+    assert Measured([1.0, 4.0, 9.0]).ratio(Measured([1.0, 2.0, 3.0])) == 2
+
+
+def test_tiles_are_multiplied_right_or_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads in (1, 2):
+        with contextlib.suppress(RuntimeError):  # no compiler, or a torch without brgemm
+            product = rates.tile_product(threads)
+            product.run()
+            assert product.flops == threads * rates.TILES * 2 * 64 * 576 * 64
+    rates._tile_loop.cache_clear()
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match="no C\\+\\+ compiler"):
+        rates.tile_product()
+    products, missing = setting().products()
+    assert list(products) == ["torch.mm"]
+    assert "no C++ compiler" in missing
+    rates._tile_loop.cache_clear()
+
+
+# Attention: the targets.
+
+
+def test_targets_under_each_allocator(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes, threads = Sizes(tokens=128, long=256, short=20, window=32), torch.get_num_threads()
+    everything = measure_targets("default", 2, sizes)
+    against_peers = measure_targets("tuned", 2, sizes)
+    assert len(everything) == 12
+    assert [target.target for target in against_peers] == [4.8, 2.7, 1]
+    assert [target.target for target in everything[:3]] == [13, 2.7, 1]
+    for target in everything + against_peers:
+        figure = target.figure["model"]
+        assert target.remark if figure is None else figure > 0
+        assert json.loads(json.dumps(target.as_dict()))["reached"] is target.reached
+    targets.print_targets(everything)
+    printed = capsys.readouterr().out
+    assert all(target.name in printed for target in everything)
+    assert "256 over 128 tokens" in printed
+    assert torch.get_num_threads() == threads
+
+
+def test_a_target_missed_by_under_five_percent_counts_as_reached() -> None:
+    def reached(figure: float | None, at_least: bool) -> bool | None:
+        return Target("x", {"model": figure, "contiguous": 0}, 10, at_least=at_least).reached
+
+    assert [reached(x, True) for x in (9.4, 9.51, 11, None)] == [False, True, True, None]
+    assert [reached(x, False) for x in (9.4, 10.49, 10.6)] == [True, True, False]
+
+
+def test_all_features_are_on() -> None:
+    features = targets._features(64)
+    assert int(features["global_attention_mask"].sum()) == 8
+    assert features["document_ids"].unique().tolist() == [0, 1, 2, 3]
+    assert features["global_attention_mask"][0, ::16].all()  # at the head of each document
+
+
+# Attention: options, and the report of a GPU.
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("--tokens 100 --window 16", ["multiples"]),
+        ("--window 15 --tokens 15", ["even --window"]),
+        ("--tokens 16 --window 16 --plot x.pdf", ["--plot", "'x.pdf'", ".png or .svg"]),
+        (
+            "--tokens 16 --window 16 --json missing/x.json",
+            ["--json", "missing/x.json", "a folder that exists"],
+        ),
+        ("--targets --plot x.svg", ["--plot", "--tokens"]),
+        ("--allocator other", ["--allocator", "other", "tuned"]),
+        ("--check", ["--check", "--device cuda"]),
+        ("--device cuda --targets", ["--targets", "--device cpu"]),
+        ("--rounds 0", ["--rounds", "'0'", "at least 1"]),
+    ],
+)
+def test_attention_refuses(options: str, named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main(options.split())
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert all(part in message for part in named), message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_message_says_what_was_looked_for() -> None:
+    done = run("attention.benchmark", "--device", "cuda", "--check")
     assert done.returncode == 2
-    assert "multiples" in done.stderr
     assert "Traceback" not in done.stderr
+    message = done.stderr.strip().splitlines()[-1]
+    assert "--device cuda: found no GPU" in message
+    assert "torch.cuda.is_available()" in message
+    assert not done.stdout
+
+
+@dataclasses.dataclass
+class Result:
+    """As attention.check's."""
+
+    name: str
+    dtype: torch.dtype
+    head_dim: int
+    passed: bool
+    errors: dict[str, float]
+    bounds: dict[str, float]
+    message: str
+
+
+def test_the_check_of_a_kernel_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = [
+        Result(
+            "causal",
+            torch.float32,
+            64,
+            True,
+            {"output": 1e-6, "query": 2e-6},
+            {"output": 4e-6, "query": 4e-6},
+            "",
+        ),
+        Result("documents", torch.bfloat16, 32, False, {}, {}, "did not compile"),
+    ]
+    seen: list[torch.device] = []
+
+    def run_checks(device: torch.device, progress: Callable[[str], None]) -> list[Result]:
+        seen.append(device)
+        progress("checking")
+        return results
+
+    fake = types.SimpleNamespace(run=run_checks)
+    monkeypatch.setitem(sys.modules, "attention.check", fake)  # type: ignore[arg-type]
+    found = benchmark.check_kernel(CPU)
+    printed = capsys.readouterr().out
+    assert seen == [CPU]
+    assert "checking" in printed
+    assert "50%" in printed
+    assert "FAILED: did not compile" in printed
+    assert "1 of 2 checks passed" in printed
+    assert [check["passed"] for check in json.loads(json.dumps(found))] == [True, False]
+
+
+def test_the_report_names_what_it_ran_on() -> None:
+    assert benchmark.versions(CPU)["torch"] == torch.__version__
+
+
+def test_other_dtypes_are_measured_the_same_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The path of a GPU as far as a CPU can go it: bfloat16, no tiles, several lengths."""
+    few = {"SDPA over blocks": scaling.Method(peers.BlockedSDPA(16))}
+    monkeypatch.setattr(scaling, "peers", lambda window, device: few)
+    options = argparse.Namespace(device="cpu", dtype="bfloat16", threads=1, rounds=2, window=16, limit=100)
+    options.targets = False
+    section = benchmark.measure_section(options, "default", [32, 16])
+    assert "bfloat16" in capsys.readouterr().out
+    assert all(list(row["rates"]) == ["torch.mm"] for row in section["rows"])
+    assert all(row["difference"] < 0.1 for row in section["rows"])
+    assert [row["tokens"] for row in section["rows"]] == sorted(row["tokens"] for row in section["rows"])
+
+
+# The other two.
 
 
 def test_pipeline(tmp_path: Path) -> None:
-    printed, found = measure("pipeline.benchmark", tmp_path, "--megabytes", "0.1", "--vocabulary", "500")
+    printed, found = measure_json("pipeline.benchmark", tmp_path, "--megabytes", "0.1", "--vocabulary", "500")
     rows = found["rows"]
     check_rows(printed, rows)
     assert len(rows) == 3
@@ -72,7 +372,7 @@ def test_pipeline(tmp_path: Path) -> None:
 
 def test_trainer(tmp_path: Path) -> None:
     sizes = ["--tokens", "72", "--window", "16", "--layers", "2", "--vocabulary", "600"]
-    printed, found = measure("trainer.benchmark", tmp_path, *sizes)
+    printed, found = measure_json("trainer.benchmark", tmp_path, *sizes)
     rows = found["rows"]
     check_rows(printed, rows)
     assert "2 layers of the base model's 12" in printed
