@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from demo.sources import train_tokenizer
@@ -112,6 +113,8 @@ def test_every_command_does_what_it_says(stand_ins: Path, cluster: Cluster) -> N
             assert not (folder / "runs").exists()
             if "--dry-run" not in command:
                 run(f"{command} {ONE_UPDATE}", folder, variables)
+        elif command.startswith("python -m attention."):
+            run_attention(command, folder, variables)
         elif command.startswith(("python -m pipeline.", "python -m trainer.")):
             out = run(command, folder, variables)
             if "trainer.evaluate" in command:
@@ -122,6 +125,19 @@ def test_every_command_does_what_it_says(stand_ins: Path, cluster: Cluster) -> N
     assert len(done) == len(COMMANDS) > 12
     assert (folder / "models" / "longformer-base" / "model.safetensors").exists()
     run_snippets(folder)
+
+
+def run_attention(command: str, folder: Path, variables: dict[str, str]) -> None:
+    """Pictures as they are, the benchmark at lengths that take no time, and of a GPU's report the refusal."""
+    if "--device cuda" in command:
+        if not torch.cuda.is_available():
+            assert "found no GPU" in run(f"{command} 2>&1 || [ $? = 2 ]", folder, variables).stdout
+        return
+    command = command.replace(
+        "--tokens 1024 4096", "--tokens 32 64 --window 16 --rounds 1 --allocator default"
+    )
+    run(command, folder, variables)
+    assert (folder / command.split()[-1]).stat().st_size > 1000
 
 
 def run_snippets(folder: Path) -> None:
