@@ -76,9 +76,9 @@ def sliding_chunks(window: int) -> Attend:
 
 def flash_attention(window: int) -> Attend:
     """The flash-attn package's own window. Has not run here: it needs a GPU."""
-    attention: Any = importlib.import_module("flash_attn").flash_attn_func
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attention: Any = importlib.import_module("flash_attn").flash_attn_func
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, N, H, D)
         return attention(query, key, value, window_size=(window // 2, window // 2)).transpose(1, 2)
 

@@ -294,7 +294,7 @@ class Result:
     """As attention.check's."""
 
     name: str
-    dtype: torch.dtype
+    dtype: str
     head_dim: int
     passed: bool
     errors: dict[str, float]
@@ -308,14 +308,14 @@ def test_the_check_of_a_kernel_is_reported(
     results = [
         Result(
             "causal",
-            torch.float32,
+            "float32",
             64,
             True,
             {"output": 1e-6, "query": 2e-6},
             {"output": 4e-6, "query": 4e-6},
             "",
         ),
-        Result("documents", torch.bfloat16, 32, False, {}, {}, "did not compile"),
+        Result("documents", "bfloat16", 32, False, {}, {}, "did not compile"),
     ]
     seen: list[torch.device] = []
 
@@ -327,13 +327,39 @@ def test_the_check_of_a_kernel_is_reported(
     fake = types.SimpleNamespace(run=run_checks)
     monkeypatch.setitem(sys.modules, "attention.check", fake)  # type: ignore[arg-type]
     found = benchmark.check_kernel(CPU)
-    printed = capsys.readouterr().out
+    printed, progress = capsys.readouterr()
     assert seen == [CPU]
-    assert "checking" in printed
+    assert progress == "checking\n"
     assert "50%" in printed
     assert "FAILED: did not compile" in printed
     assert "1 of 2 checks passed" in printed
     assert [check["passed"] for check in json.loads(json.dumps(found))] == [True, False]
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_report_of_a_gpu_holds_checks_and_one_section(
+    passed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The command's way, with a GPU that is made up; its exit code says whether the kernel passed."""
+    measured: list[tuple[str, list[int], bool]] = []
+
+    def measure_nothing(options: argparse.Namespace, allocator: str, lengths: list[int]) -> dict[str, Any]:
+        measured.append((options.device, lengths, options.targets))
+        return {"rows": []}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(benchmark, "versions", lambda device: {"device": f"a made-up {device}"})
+    monkeypatch.setattr(benchmark, "check_kernel", lambda device: [{"passed": passed}])
+    monkeypatch.setattr(benchmark, "measure_section", measure_nothing)
+    path = tmp_path / "report.json"
+    assert benchmark.main(["--device", "cuda", "--check", "--json", str(path)]) == (0 if passed else 1)
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report == {
+        "versions": {"device": "a made-up cuda"},
+        "checks": [{"passed": passed}],
+        "sections": [{"rows": []}],
+    }
+    assert measured == [("cuda", [512, 1024, 4096, 16384], False)]
 
 
 def test_the_report_names_what_it_ran_on() -> None:
