@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ class Attention:
             "SEED": None if seed is None else seed.contiguous(),
             "border": dropout.threshold(problem.dropout_p) - (1 << 31),
             "keep_scale": 1 / kept,
-            "qk_scale": problem.scale * math.log2(math.e),
+            "scale": problem.scale,
             "length": self.length,
             "heads": self.heads,
         }
@@ -180,7 +179,7 @@ class Attention:
             )
         ]
 
-        grads["DELTA"], grads["scale"] = delta, problem.scale
+        grads["DELTA"] = delta
         local = {**grads, "LSE": logsumexp}
         if pattern.is_global is not None:  # global tokens are no local rows
             local["LSE"] = logsumexp.masked_fill(pattern.is_global[:, None], torch.inf)

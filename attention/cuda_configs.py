@@ -22,16 +22,55 @@ class Configuration(NamedTuple):
 
 INTERPRETER = (0, 0)  # stands for a compute capability; small blocks, so that short sequences have several
 
-# By compute capability from which on it holds, then kernel, padded head size and bytes of an element: 2 have tensor cores,
+# By compute capability from which on it holds, then kernel, head size and bytes of an element: 2 have tensor cores,
 # 4 are multiplied and added one by one. What is missing is as in the capability below.
 _TABLE: dict[tuple[int, int], dict[tuple[str, int, int], Configuration]] = {
     INTERPRETER: {
-        (kernel, head_dim, bytes_): Configuration(32, 32, 4, 1)
-        for kernel in ("attend", "differentiate_queries", "differentiate_keys", "sum_products")
-        for head_dim in (16, 32, 64, 128)
-        for bytes_ in (2, 4)
+        (kernel, head_dim, size): Configuration(32, 32, 4, 1)
+        for kernel in ("attend", "sum_products", "differentiate_queries", "differentiate_keys")
+        for head_dim in (32, 64, 128)
+        for size in (2, 4)
     },
+    (8, 0): {
+        **{
+            ("sum_products", head_dim, size): Configuration(64, 64, 4, 1)
+            for head_dim in (32, 64, 128)
+            for size in (2, 4)
+        },
+        ("attend", 32, 2): Configuration(64, 64, 4, 2),
+        ("attend", 64, 2): Configuration(64, 64, 4, 2),
+        ("attend", 128, 2): Configuration(128, 32, 8, 2),
+        ("differentiate_queries", 32, 2): Configuration(64, 32, 4, 2),
+        ("differentiate_queries", 64, 2): Configuration(64, 32, 4, 2),
+        ("differentiate_queries", 128, 2): Configuration(128, 32, 8, 2),
+        ("differentiate_keys", 32, 2): Configuration(32, 64, 4, 2),
+        ("differentiate_keys", 64, 2): Configuration(32, 64, 4, 2),
+        ("differentiate_keys", 128, 2): Configuration(16, 64, 4, 2),
+        ("attend", 32, 4): Configuration(32, 32, 4, 2),
+        ("attend", 64, 4): Configuration(16, 32, 4, 2),
+        ("attend", 128, 4): Configuration(32, 32, 8, 2),
+        ("differentiate_queries", 32, 4): Configuration(32, 32, 4, 2),
+        ("differentiate_queries", 64, 4): Configuration(32, 32, 8, 2),
+        ("differentiate_queries", 128, 4): Configuration(32, 32, 8, 2),
+        ("differentiate_keys", 32, 4): Configuration(32, 32, 4, 2),
+        ("differentiate_keys", 64, 4): Configuration(32, 32, 4, 2),
+        ("differentiate_keys", 128, 4): Configuration(32, 32, 8, 2),
+    },
+    # Products of warpgroups want 64 rows a warpgroup; their operands stay in shared memory, which frees registers.
+    (9, 0): {
+        ("attend", 128, 2): Configuration(128, 64, 8, 2),
+        ("differentiate_queries", 32, 2): Configuration(64, 64, 4, 2),
+        ("differentiate_queries", 64, 2): Configuration(64, 64, 4, 2),
+        ("differentiate_queries", 128, 2): Configuration(128, 64, 8, 2),
+    },
+    # Sums stay in tensor memory.
+    (10, 0): {
+        ("differentiate_keys", 32, 2): Configuration(64, 64, 4, 2),
+        ("differentiate_keys", 64, 2): Configuration(64, 64, 4, 2),
+    },
+    # Consumer chips again have warp-level products and 99 KiB a block: as 8.0.
 }
+_TABLE[12, 0] = _TABLE[8, 0]
 
 
 def padded(head_dim: int) -> int:
@@ -43,7 +82,7 @@ def configuration(
     kernel: str, capability: tuple[int, int], head_dim: int, dtype: torch.dtype
 ) -> Configuration:
     """What the kernel of this name runs with on a GPU of this compute capability."""
-    key = (kernel, padded(head_dim), dtype.itemsize)
+    key = (kernel, max(32, padded(head_dim)), dtype.itemsize)
     return next(
         _TABLE[known][key]
         for known in sorted(_TABLE, reverse=True)

@@ -32,8 +32,9 @@ if INTERPRETED:
 
     interpreter.repair()
 
+# Scores stay in natural units until the peak or the logsumexp is taken off: folding log2(e) into the scale would save a
+# multiplication, but rounds a row's logsumexp twice more, which float32 gradients show.
 LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-3.0e38)  # a peak below any score, yet finite: -inf - LOWEST is -inf and never NaN
 BEYOND = tl.constexpr(1 << 30)  # of any list
 FIRST_FACTOR = tl.constexpr(0x21F0AAAD)  # those of `dropout`
@@ -201,9 +202,9 @@ def _store(pointer, row, x, inside, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexp
 
 
 @triton.jit
-def _scores(a, b, place, first, last, qk_scale, MASKED: tl.constexpr):
-    """Scaled products a @ b.T (M, K) in base 2; -inf outside the intervals of a's rows if MASKED."""
-    score = tl.dot(a, tl.trans(b), input_precision="ieee") * qk_scale
+def _scores(a, b, place, first, last, scale, MASKED: tl.constexpr):
+    """Scaled products a @ b.T (M, K); -inf outside the intervals of a's rows if MASKED."""
+    score = tl.dot(a, tl.trans(b), input_precision="ieee") * scale
     if MASKED:
         seen = (place[None, :] >= first[:, None]) & (place[None, :] < last[:, None])
         score = tl.where(seen, score, float("-inf"))
@@ -254,18 +255,18 @@ def _kept(low, high, key, border):
 @triton.jit
 def _attend_tile(
     peak, total, acc, q, K, V, k_row, v_row, KEY_INDEX, HIDDEN, start, high, residue, dilation, first, last,
-    low_word, high_word, border, qk_scale,
+    low_word, high_word, border, scale,
     DROP: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Let the rows attend to the tile of keys at `start`: the online softmax's new state."""
     place, key, inside, at, step = _tile(KEY_INDEX, start, high, residue, dilation, BLOCK_N, MASKED)
     k = _load(K + at * k_row, step * k_row, inside, HEAD_DIM, BLOCK_D, MASKED)
-    score = _scores(q, k, place, first, last, qk_scale, MASKED)
+    score = _scores(q, k, place, first, last, scale, MASKED)
     if HIDDEN is not None:
         score = tl.where(_hidden(HIDDEN, key, inside, MASKED)[None, :], float("-inf"), score)
     new_peak = tl.maximum(peak, tl.max(score, 1))
-    weight = tl.math.exp2(score - new_peak[:, None])
-    shrink = tl.math.exp2(peak - new_peak)
+    weight = tl.math.exp2((score - new_peak[:, None]) * LOG2E)
+    shrink = tl.math.exp2((peak - new_peak) * LOG2E)
     total = total * shrink + tl.sum(weight, 1)
     if DROP:
         kept = _kept(low_word[:, None], high_word[:, None], key.to(tl.uint32)[None, :], border)
@@ -280,7 +281,7 @@ def attend(
     Q, K, V, O, LSE, FIRST, LAST, HIDDEN, INDEX, COLUMN_INDEX, COLUMN_FIRST, COLUMN_LAST, SEED,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     tokens, columns, length, heads, first_head, group, dilation, interval_batch, split, border,
-    qk_scale, keep_scale,
+    scale, keep_scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Output and logsumexp of a block of rows.
@@ -289,7 +290,7 @@ def attend(
     COLUMN_INDEX (B, columns) if there are any, in the same softmax; written to O (B, H, N, D) and LSE (B, H, N).
     With INDEX (B, tokens), of the global rows: intervals by place, over all keys, of which program_id(1) takes `split`;
     written to O (S, B, H, G, D) and LSE (S, B, H, G).
-    HIDDEN (B, N): keys that nobody sees in their strip. qk_scale is the scale times log2(e), keep_scale 1 / (1 - p).
+    HIDDEN (B, N): keys that nobody sees in their strip. keep_scale is 1 / (1 - p).
     """
     block, example, head, pair = _program(tokens, group, first_head, heads, dilation, BLOCK_M)
     residue, place, position, inside = _block(INDEX, example, block, tokens, dilation, BLOCK_M)
@@ -317,13 +318,13 @@ def attend(
     for i in range(edges):
         peak, total, acc = _attend_tile(
             peak, total, acc, q, K, V, k_row, v_row, None, HIDDEN, _edge(i, low, left, right, BLOCK_N), high,
-            residue, dilation, first, last, low_word, high_word, border, qk_scale,
+            residue, dilation, first, last, low_word, high_word, border, scale,
             SEED is not None, True, HEAD_DIM, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     for i in range(inner):
         peak, total, acc = _attend_tile(
             peak, total, acc, q, K, V, k_row, v_row, None, HIDDEN, interior + i * BLOCK_N, high,
-            residue, dilation, first, last, low_word, high_word, border, qk_scale,
+            residue, dilation, first, last, low_word, high_word, border, scale,
             SEED is not None, False, HEAD_DIM, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     if COLUMN_INDEX is not None:
@@ -335,7 +336,7 @@ def attend(
         for i in range(tl.cdiv(high - low, BLOCK_N)):
             peak, total, acc = _attend_tile(
                 peak, total, acc, q, K, V, k_row, v_row, COLUMN_INDEX, None, low + i * BLOCK_N, high,
-                residue, dilation, first, last, low_word, high_word, border, qk_scale,
+                residue, dilation, first, last, low_word, high_word, border, scale,
                 SEED is not None, True, HEAD_DIM, BLOCK_D, BLOCK_N,
             )  # fmt: skip
 
@@ -346,7 +347,7 @@ def attend(
     normaliser = tl.where(seen, total, 1.0)
     output = tl.where(seen[:, None], acc * (keep_scale / normaliser)[:, None], 0.0)
     _store(O, row, output, inside, HEAD_DIM, BLOCK_D)
-    tl.store(LSE + row, tl.where(seen, peak * LN2 + tl.log(normaliser), float("inf")), mask=inside)
+    tl.store(LSE + row, tl.where(seen, peak + tl.log(normaliser), float("inf")), mask=inside)
 
 
 # Backward. With weights P, what dropout keeps of them M (0 or 1 / (1 - p)) and the output's gradient dO:
@@ -373,16 +374,16 @@ def sum_products(
 @triton.jit
 def _query_tile(
     dq, q, do, lse, delta, K, V, k_row, v_row, KEY_INDEX, HIDDEN, start, high, residue, dilation, first, last,
-    low_word, high_word, border, qk_scale, keep_scale,
+    low_word, high_word, border, scale, keep_scale,
     DROP: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Add what the tile of keys at `start` gives to the queries' gradients."""
     place, key, inside, at, step = _tile(KEY_INDEX, start, high, residue, dilation, BLOCK_N, MASKED)
     k = _load(K + at * k_row, step * k_row, inside, HEAD_DIM, BLOCK_D, MASKED)
-    score = _scores(q, k, place, first, last, qk_scale, MASKED)
+    score = _scores(q, k, place, first, last, scale, MASKED)
     if HIDDEN is not None:
         score = tl.where(_hidden(HIDDEN, key, inside, MASKED)[None, :], float("-inf"), score)
-    weight = tl.math.exp2(score - lse[:, None])
+    weight = tl.math.exp2((score - lse[:, None]) * LOG2E)
     v = _load(V + at * v_row, step * v_row, inside, HEAD_DIM, BLOCK_D, MASKED)
     grad_weight = tl.dot(do, tl.trans(v), input_precision="ieee")
     if DROP:
@@ -397,7 +398,7 @@ def differentiate_queries(
     Q, K, V, DO, LSE, DELTA, DQ, FIRST, LAST, HIDDEN, INDEX, COLUMN_INDEX, COLUMN_FIRST, COLUMN_LAST, SEED,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, do_batch, do_head, do_row,
     tokens, columns, length, heads, first_head, group, dilation, interval_batch, split, border,
-    qk_scale, keep_scale, scale,
+    scale, keep_scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The queries' gradients DQ of a block of rows, over the tiles of `attend` and in the shapes of its O."""
@@ -424,20 +425,20 @@ def differentiate_queries(
     delta = tl.load(DELTA + pair * length + position, mask=inside, other=0.0)
     # Rows that see nothing, at all or in this split, get weights exp(score - inf) = 0.
     lse = tl.load(LSE + pair * length + position, mask=inside, other=float("inf"))
-    lse = tl.where(seen, lse * LOG2E, float("inf"))
+    lse = tl.where(seen, lse, float("inf"))
 
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     low, high, left, interior, inner, right, edges = _tiles(first, last, seen, BLOCK_N)
     for i in range(edges):
         dq = _query_tile(
             dq, q, do, lse, delta, K, V, k_row, v_row, None, HIDDEN, _edge(i, low, left, right, BLOCK_N), high,
-            residue, dilation, first, last, low_word, high_word, border, qk_scale, keep_scale,
+            residue, dilation, first, last, low_word, high_word, border, scale, keep_scale,
             SEED is not None, True, HEAD_DIM, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     for i in range(inner):
         dq = _query_tile(
             dq, q, do, lse, delta, K, V, k_row, v_row, None, HIDDEN, interior + i * BLOCK_N, high,
-            residue, dilation, first, last, low_word, high_word, border, qk_scale, keep_scale,
+            residue, dilation, first, last, low_word, high_word, border, scale, keep_scale,
             SEED is not None, False, HEAD_DIM, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     if COLUMN_INDEX is not None:
@@ -449,7 +450,7 @@ def differentiate_queries(
         for i in range(tl.cdiv(high - low, BLOCK_N)):
             dq = _query_tile(
                 dq, q, do, lse, delta, K, V, k_row, v_row, COLUMN_INDEX, None, low + i * BLOCK_N, high,
-                residue, dilation, first, last, low_word, high_word, border, qk_scale, keep_scale,
+                residue, dilation, first, last, low_word, high_word, border, scale, keep_scale,
                 SEED is not None, True, HEAD_DIM, BLOCK_D, BLOCK_N,
             )  # fmt: skip
 
@@ -463,7 +464,7 @@ def differentiate_queries(
 @triton.jit
 def _key_tile(
     dk, dv, k, v, Q, DO, q_row, do_row, LSE, DELTA, INDEX, start, high, residue, dilation, first, last,
-    low_pair, high_pair, key, border, qk_scale, keep_scale,
+    low_pair, high_pair, key, border, scale, keep_scale,
     DROP: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Add what the tile of rows at `start` gives to the keys' and values' gradients. Weights are (keys, rows)."""
@@ -475,7 +476,8 @@ def _key_tile(
         lse = tl.load(LSE + row)
         delta = tl.load(DELTA + row)
     q = _load(Q + at * q_row, step * q_row, inside, HEAD_DIM, BLOCK_D, MASKED)
-    weight = tl.math.exp2(_scores(k, q, place, first, last, qk_scale, MASKED) - (lse * LOG2E)[None, :])
+    score = _scores(k, q, place, first, last, scale, MASKED)
+    weight = tl.math.exp2((score - lse[None, :]) * LOG2E)
     do = _load(DO + at * do_row, step * do_row, inside, HEAD_DIM, BLOCK_D, MASKED)
     grad_weight = tl.dot(v, tl.trans(do), input_precision="ieee")
     kept_weight = weight
@@ -495,7 +497,7 @@ def differentiate_keys(
     Q, K, V, DO, LSE, DELTA, DK, DV, FIRST, LAST, HIDDEN, INDEX, KEY_INDEX, SEED,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, do_batch, do_head, do_row,
     rows, keys, length, heads, first_head, group, dilation, interval_batch, split, border,
-    qk_scale, keep_scale, scale,
+    scale, keep_scale,
     ACCUMULATE: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -534,13 +536,13 @@ def differentiate_keys(
     for i in range(edges):
         dk, dv = _key_tile(
             dk, dv, k, v, Q, DO, q_row, do_row, LSE, DELTA, INDEX, _edge(i, low, left, right, BLOCK_M), high,
-            residue, dilation, first, last, low_pair, high_pair, position, border, qk_scale, keep_scale,
+            residue, dilation, first, last, low_pair, high_pair, position, border, scale, keep_scale,
             SEED is not None, True, HEAD_DIM, BLOCK_D, BLOCK_M,
         )  # fmt: skip
     for i in range(inner):
         dk, dv = _key_tile(
             dk, dv, k, v, Q, DO, q_row, do_row, LSE, DELTA, INDEX, interior + i * BLOCK_M, high,
-            residue, dilation, first, last, low_pair, high_pair, position, border, qk_scale, keep_scale,
+            residue, dilation, first, last, low_pair, high_pair, position, border, scale, keep_scale,
             SEED is not None, False, HEAD_DIM, BLOCK_D, BLOCK_M,
         )  # fmt: skip
 
