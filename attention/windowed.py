@@ -103,8 +103,6 @@ def windowed_attention(
     _check_masks(masks, (batch, length), query.device)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p is {dropout_p}; expected a probability in [0, 1)")
-    if backend is not None:
-        _check_backend(backend, query)
     seed = _seeds(dropout_seed, batch, query.device) if dropout_p > 0 else None
     if (
         _autocasts(query.device)
@@ -150,6 +148,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Output and logsumexp (B, H, N)."""
+    chosen = _chosen(backend, query)
     if query.numel() == 0:
         return _fake_forward(query)
     pattern = Pattern.of(query, window, tuple(dilation), causal, real, is_global, document)
@@ -157,7 +156,7 @@ def _forward(
         pattern.check_documents()
     projections = (query, key, value, query_global, key_global, value_global)
     with torch.autocast(query.device.type, enabled=False):
-        return _chosen(backend, query).forward(Problem(*projections, pattern, scale, dropout_p, dropout_seed))
+        return chosen.forward(Problem(*projections, pattern, scale, dropout_p, dropout_seed))
 
 
 @_forward.register_fake
@@ -227,7 +226,14 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | N
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _check_backend(name: str, query: Tensor) -> None:
+def _chosen(name: str, query: Tensor) -> Backend:
+    """The named backend, or, for "", the fastest trusted one.
+
+    Inside the operators, so that torch.compile neither traces the question nor remembers the answer.
+    """
+    if not name:
+        suitable = (_BACKENDS[name] for name in _FASTEST_FIRST)
+        return next(x for x in suitable if x.usable() and x.rejects(query) is None and x.trusted(query))
     if name not in _BACKENDS or not _BACKENDS[name].usable():
         raise ValueError(f"backend is {name!r}; expected None or one of {', '.join(backends())}")
     expected = _BACKENDS[name].rejects(query)
@@ -236,14 +242,7 @@ def _check_backend(name: str, query: Tensor) -> None:
             f"backend {name!r} is given query of {query.dtype} on {query.device} with head_dim "
             f"{query.shape[3]}; expected {expected}"
         )
-
-
-def _chosen(name: str, query: Tensor) -> Backend:
-    """The named backend, or, for "", the fastest trusted one. Inside the operators, hidden from torch.compile."""
-    if name:
-        return _BACKENDS[name]
-    suitable = (_BACKENDS[name] for name in _FASTEST_FIRST)
-    return next(x for x in suitable if x.usable() and x.rejects(query) is None and x.trusted(query))
+    return _BACKENDS[name]
 
 
 def _check_projections(projections: dict[str, Tensor | None]) -> None:
