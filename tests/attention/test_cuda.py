@@ -26,7 +26,11 @@ MATRIX = "cuda and (omitted or edges_of_the_domain or padding_is or neighbours)"
 def test_in_the_interpreter(selection: list[str], tmp_path: Path) -> None:
     """TRITON_INTERPRET must be set before triton is imported."""
     pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "LONGSPAN_CACHE": str(tmp_path)}
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "LONGSPAN_CACHE": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [
         sys.executable,
         "-m",
