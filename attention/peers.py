@@ -24,6 +24,7 @@ from transformers.models.longformer.modeling_longformer import LongformerSelfAtt
 from attention.workload import HEAD_DIM, HEADS, Attend, band_mask
 
 BLOCKS = (64, 128, 256)  # that blocked SDPA chooses from
+MASKED_TOKENS = 2048  # of SDPA with a mask; above, it takes what dense SDPA takes, and n² bytes more
 DENSE = "SDPA, dense (no window)"
 SLIDING_CHUNKS, BLOCKED = "transformers, sliding chunks", "SDPA over blocks"
 
@@ -53,7 +54,7 @@ def peers(window: int, device: torch.device) -> dict[str, Method]:
         found[BLOCKED] = Method(BlockedSDPA(window))
     if device.type == "cuda" and importlib.util.find_spec("flash_attn"):
         found["flash-attn, window_size"] = Method(flash_attention(window))
-    found["SDPA, band as mask"] = Method(MaskedSDPA(window), order=2)
+    found["SDPA, band as mask"] = Method(MaskedSDPA(window), order=2, longest=MASKED_TOKENS)
     found[DENSE] = Method(F.scaled_dot_product_attention, order=2, windowed=False)
     return found
 
