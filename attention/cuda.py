@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,9 +57,13 @@ def launch(one: Launch) -> None:
 @functools.cache
 def usable() -> bool:
     """See `problem.Backend`. In Triton's interpreter too, which runs the kernels on the CPU, slowly, for tests."""
-    if importlib.util.find_spec("triton") is None:
+    if not _interpreted() and (torch.version.hip is not None or not torch.cuda.is_available()):
         return False
-    return _interpreted() or (torch.version.hip is None and torch.cuda.is_available())
+    try:
+        importlib.import_module("attention.triton_kernels")
+    except ImportError:  # of triton, which not every build of torch brings
+        return False
+    return True
 
 
 def rejects(query: Tensor) -> str | None:
@@ -388,14 +392,16 @@ def _operands(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Any]:
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """x (B, H, N, D) as kernels load it, 16 bytes at a time where D allows it; copied where it lies otherwise.
+    """x (B, H, N, D) as kernels load it: 16 bytes at a time where D allows it, an example's head within 2^31 elements.
 
-    So a head size that is shipped has the one variant of each kernel that was compiled ahead of time.
+    It is copied where it lies otherwise. So a head size that is shipped has the one variant of each kernel that was
+    compiled ahead of time.
     """
-    whole = x.stride(3) == 1 or x.shape[3] == 1
-    if x.shape[3] % 16 == 0:
-        whole = whole and all(stride % 16 == 0 for stride in x.stride()[:3]) and x.data_ptr() % 16 == 0
-    return x if whole else x.clone(memory_format=torch.contiguous_format)
+    *strides, last = x.stride()
+    fits = (last == 1 or x.shape[3] == 1) and x.shape[2] * strides[2] < 1 << 31
+    if fits and x.shape[3] % 16 == 0:
+        fits = all(stride % 16 == 0 for stride in strides) and x.data_ptr() % 16 == 0
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
 def _strides(**tensors: Tensor) -> dict[str, int]:

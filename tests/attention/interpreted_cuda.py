@@ -107,6 +107,48 @@ def test_rounding_to_bfloat16_is_that_of_torch() -> None:
     torch.testing.assert_close(found, torch.from_numpy(x).bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
+# Blocks and tiles.
+
+
+@triton.jit
+def cut(FIRST, LAST, OUT, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """OUT: what `_tiles` returns for the intervals of some rows, then where each tile of the edges starts."""
+    row = tl.arange(0, ROWS)
+    first = tl.load(FIRST + row)
+    last = tl.load(LAST + row)
+    low, high, left, interior, inner, right, edges = triton_kernels._tiles(first, last, last > first, BLOCK)
+    tl.store(OUT + 0, low)
+    tl.store(OUT + 1, high)
+    tl.store(OUT + 2, interior)
+    tl.store(OUT + 3, inner)
+    tl.store(OUT + 4, edges)
+    for i in range(edges):
+        tl.store(OUT + 5 + i, triton_kernels._edge(i, low, left, right, BLOCK))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_tiles_cover_each_key_once_and_the_interior_needs_no_mask(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows, block = 16, 8
+    first = torch.randint(0, (5, 40)[seed % 2], (rows,), generator=generator, dtype=torch.int32).sort().values
+    width = torch.randint(0, (60, 12)[seed % 2], (rows,), generator=generator, dtype=torch.int32)
+    last = (first + width).cummax(0).values
+    nothing = torch.rand(rows, generator=generator) < (0.2 if seed < 29 else 1.0)
+    first, last = first.masked_fill(nothing, 0), last.masked_fill(nothing, 0)
+    out = torch.zeros(100, dtype=torch.int32)
+    cut[(1,)](first, last, out, ROWS=rows, BLOCK=block)
+    low, high, interior, inner, edges = out[:5].tolist()
+    seen = [(a, b) for a, b in zip(first.tolist(), last.tolist()) if a < b]
+    assert (low, high) == ((min(a for a, _ in seen), max(b for _, b in seen)) if seen else (0, 0))
+    inside = [interior + i * block for i in range(inner)]
+    tiles = inside + out[5 : 5 + edges].tolist()
+    assert sorted(tiles) == list(range(low, high, block))
+    assert all(a <= start and start + block <= b for start in inside for a, b in seen)
+    if seen:  # where the range starts may cost the interior one tile
+        common = min(b for _, b in seen) - max(a for a, _ in seen)
+        assert inner >= common // block - 1
+
+
 # Results.
 
 
@@ -114,7 +156,7 @@ def test_is_a_backend() -> None:
     assert "cuda" in backends()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     case=cases(lengths=(1, 2, 7, 20, 33, 64, 70)),
     dtype=st.sampled_from((torch.float32, torch.float32, torch.float16, torch.bfloat16)),

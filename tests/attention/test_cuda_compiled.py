@@ -114,8 +114,8 @@ def test_every_size_runs_the_kernels_that_are_compiled_ahead_of_time(capability:
         assert specialised(one, capability) == expected
 
 
-def test_operands_that_do_not_allow_wide_loads_are_copied() -> None:
-    """Else a launch would need a variant that was not compiled ahead of time."""
+def test_operands_that_kernels_cannot_load_as_they_are_get_copied() -> None:
+    """Else a launch would need a variant that was not compiled ahead of time, or 32-bit offsets would not do."""
     whole = torch.zeros(2, 3, 10, 64)
     assert cuda._aligned(whole) is whole
     shifted = torch.zeros(2 * 3 * 10 * 64 + 1)[1:].view(2, 3, 10, 64)
@@ -123,6 +123,8 @@ def test_operands_that_do_not_allow_wide_loads_are_copied() -> None:
         copy = cuda._aligned(x)
         assert copy.is_contiguous()
         assert torch.equal(copy, x)
+    far = torch.empty_strided((1, 1, 1 << 23, 8), (1, 1, 1024, 1), device="meta")
+    assert cuda._aligned(far).is_contiguous()
 
 
 def test_occupancy() -> None:
