@@ -56,20 +56,27 @@ _TABLE: dict[tuple[int, int], dict[tuple[str, int, int], Configuration]] = {
         ("differentiate_keys", 64, 4): Configuration(32, 32, 4, 2),
         ("differentiate_keys", 128, 4): Configuration(32, 32, 8, 2),
     },
-    # Products of warpgroups want 64 rows a warpgroup; their operands stay in shared memory, which frees registers.
+    # Warpgroups want 64 rows each (keys, for the gradients of keys) and read their operands from shared memory.
     (9, 0): {
         ("attend", 128, 2): Configuration(128, 64, 8, 2),
         ("differentiate_queries", 32, 2): Configuration(64, 64, 4, 2),
         ("differentiate_queries", 64, 2): Configuration(64, 64, 4, 2),
         ("differentiate_queries", 128, 2): Configuration(128, 64, 8, 2),
+        ("differentiate_keys", 128, 2): Configuration(16, 128, 8, 2),
     },
-    # Sums stay in tensor memory.
+    # Products want 128 rows, and their sums lie in tensor memory.
     (10, 0): {
-        ("differentiate_keys", 32, 2): Configuration(64, 64, 4, 2),
-        ("differentiate_keys", 64, 2): Configuration(64, 64, 4, 2),
+        ("attend", 32, 2): Configuration(128, 64, 8, 2),
+        ("attend", 64, 2): Configuration(128, 64, 8, 2),
+        ("attend", 128, 2): Configuration(128, 32, 8, 2),
+        ("differentiate_queries", 32, 2): Configuration(128, 64, 8, 2),
+        ("differentiate_queries", 64, 2): Configuration(128, 64, 8, 2),
+        ("differentiate_keys", 32, 2): Configuration(64, 128, 8, 2),
+        ("differentiate_keys", 64, 2): Configuration(64, 128, 8, 2),
+        ("differentiate_keys", 128, 2): Configuration(64, 128, 8, 2),
     },
-    # Consumer chips again have warp-level products and 99 KiB a block: as 8.0.
 }
+# Chips for desktops have warp-level products again, and 99 KiB of shared memory a block.
 _TABLE[12, 0] = _TABLE[8, 0]
 
 
