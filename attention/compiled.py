@@ -1,8 +1,15 @@
 """Compile the CUDA kernels ahead of time, on any machine, and read what came out of their machine code.
 
-    python -m attention.compiled                     the table for every variant, dtype, head size and architecture
-    python -m attention.compiled --dtype bfloat16 --head-dim 64 --features all --capability 9.0
+    python -m attention.compiled                     every variant, dtype, head size and architecture: half an hour
+    python -m attention.compiled --dtype bfloat16 --head-dim 64 --features all --capability 9.0      half a minute
     python -m attention.compiled --json FILE         the same as JSON
+
+A line is a kernel: `attend` is the forward pass, `differentiate_queries` and `differentiate_keys` are the backward,
+each for the local tokens, the global rows and the global keys. Columns: its block of rows x keys and the warps that
+compute it; registers of a thread; instructions that spill registers to memory; bytes of shared memory a block; the
+share of a multiprocessor's warps that can be resident; and its tensor-core instructions, with how often they stand
+in the code. Features: "holes" has documents and holes in the padding, "global" global tokens with the local
+projections, "all" documents, holes, global tokens with projections of their own, and dropout.
 
 Exit code 1 on a breach: a kernel that does not compile or does not fit the architecture's shared memory; float32
 kernels with a tensor-core instruction (they would round to TF32); 16-bit kernels of head size 64 with spilled
@@ -17,13 +24,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention import cuda
+from attention import cuda, files
 from attention.cuda import Launch
 from attention.pattern import Pattern
 from attention.problem import Problem
@@ -144,12 +154,24 @@ class AbsentGPU:
         return 0
 
 
-def compile_launch(launch: Launch, capability: tuple[int, int]) -> Any:
-    """Triton's compiled kernel of a launch: the same path as that of launching, up to the launch itself."""
+@contextmanager
+def absent_gpu(capability: tuple[int, int]) -> Iterator[AbsentGPU]:
+    """Let Triton compile for this capability, whatever GPU there is or is not."""
     from triton.runtime.driver import driver
 
-    driver.set_active(AbsentGPU(capability))
-    return launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
+    before = driver._active  # None where Triton has not looked for a GPU yet; `active` would look, and fail
+    gpu = AbsentGPU(capability)
+    driver.set_active(gpu)
+    try:
+        yield gpu
+    finally:
+        driver.set_active(before)
+
+
+def compile_launch(launch: Launch, capability: tuple[int, int]) -> Any:
+    """Triton's compiled kernel of a launch: the same path as that of launching, up to the launch itself."""
+    with absent_gpu(capability):
+        return launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
 
 
 def variant(launch: Launch) -> str:
@@ -261,8 +283,13 @@ def table(
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     options = _options(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1" or importlib.util.find_spec("triton") is None:
+        print(
+            "found TRITON_INTERPRET=1 or no package triton; expected triton, to compile and not to interpret"
+        )
+        return 2
     header = (
-        "sm     dtype     D    features  kernel                 rows/keys    blocks   warps"
+        "sm     dtype     D    features  kernel                 of           blocks   warps"
         "  regs  spills  shared  occup.  tensor cores"
     )
     print(header)
@@ -279,7 +306,8 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
     if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+        with files.whole(options.json) as partial:
+            partial.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
     breached = sum(bool(row.breaches) for row in rows)
     print(f"{len(rows)} kernels, {breached} with a breach")
     return 1 if breached else 0
@@ -307,7 +335,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--capability", nargs="+", type=capability, default=list(CAPABILITIES), help="default: 8.0 9.0 10.0"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE as well")
+    parser.add_argument(
+        "--json", type=files.writable_path, metavar="FILE", help="write the rows to FILE as well"
+    )
     options = parser.parse_args(arguments)
     options.dtype = [getattr(torch, name) for name in options.dtype]
     if any(not 1 <= size <= 128 for size in options.head_dim):

@@ -63,15 +63,20 @@ def test_options_it_does_not_take(bad: list[str], capsys: pytest.CaptureFixture[
     assert bad[1] in capsys.readouterr().err
 
 
+def test_it_does_not_compile_in_the_interpreter(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert compiled.main([]) == 2
+    assert "expected triton" in capsys.readouterr().out
+
+
 def specialised(one: Problem, capability: tuple[int, int]) -> dict[tuple[str, str], set[str]]:
     """What Triton compiles each kind of launch for: types, divisibility and constants of its arguments."""
-    from triton.runtime.driver import driver
-
-    driver.set_active(compiled.AbsentGPU(capability))
-    number = driver.active.get_current_device()
     found: dict[tuple[str, str], set[str]] = {}
     for launch in compiled.launches(one, capability):
-        *_, binder = launch.kernel.device_caches[number]
+        with compiled.absent_gpu(capability) as gpu:
+            *_, binder = launch.kernel.device_caches[gpu.get_current_device()]
         _, specialisation, options = binder(**launch.arguments, **launch.options)
         key = (launch.kernel.__name__, compiled.variant(launch))
         found.setdefault(key, set()).add(f"{specialisation} {sorted(options.items())}")
