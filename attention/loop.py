@@ -59,7 +59,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
         weight = (score - row_logsumexp[..., None]).exp() * kept
         output[example, :, rows] = weight @ value_global[example]
         logsumexp[example, :, rows] = row_logsumexp
-    return output.to(problem.query.dtype), logsumexp
+    return output.to(problem.query.dtype).contiguous(), logsumexp.contiguous()
 
 
 def backward(problem: Problem, output: Tensor, logsumexp: Tensor, grad: Tensor) -> Gradients:

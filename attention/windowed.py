@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from attention import chunks, cpu, cuda, dropout, loop
 from attention.pattern import Pattern
@@ -21,6 +22,7 @@ from attention.problem import Backend, Problem, softmax_dtype
 
 _BACKENDS: dict[str, Backend] = {"loop": loop, "chunks": chunks, "cpu": cpu, "cuda": cuda}
 _FASTEST_FIRST = ("cuda", "cpu", "chunks")  # that are chosen from where none is named
+_FAR = 1 << 31  # no two tokens are as far apart; a product of two such numbers fits int64
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -118,8 +120,8 @@ def windowed_attention(
         None if global_attention_mask is None else global_attention_mask != 0,
         None if document_ids is None else document_ids.long(),
         seed,
-        width,
-        per_head,
+        min(width, _FAR),
+        [min(step, _FAR) for step in per_head],
         causal,
         dropout_p,
         1 / math.sqrt(head_dim) if scale is None else scale,
@@ -246,6 +248,9 @@ def _chosen(name: str, query: Tensor) -> Backend:
 
 
 def _check_projections(projections: dict[str, Tensor | None]) -> None:
+    for name, tensor in projections.items():
+        if not isinstance(tensor, Tensor) and (tensor is not None or not name.endswith("_global")):
+            raise ValueError(f"{name} is a {type(tensor).__name__}; expected a tensor")
     query = projections["query"]
     assert query is not None
     if query.dim() != 4:
@@ -258,6 +263,11 @@ def _check_projections(projections: dict[str, Tensor | None]) -> None:
         "device": lambda x: x.device,
     }
     for name, tensor in projections.items():
+        # torch.library's operators would drop it, and the derivative be 0.
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{name} carries a forward-mode tangent; expected none, only gradients are known"
+            )
         for what, of in properties.items():
             if tensor is not None and of(tensor) != of(query):
                 raise ValueError(f"{name} has {what} {of(tensor)}; expected {of(query)}, as query has")
@@ -270,8 +280,10 @@ def _autocasts(device: torch.device) -> bool:
 
 def _integer(value: Any) -> int | None:
     """An int, of Python or of NumPy; None for anything else, booleans included."""
+    if isinstance(value, int):  # torch.compile's symbols too, which operator.index would make constants
+        return None if isinstance(value, bool) else value
     try:
-        return None if isinstance(value, bool) else operator.index(value)
+        return operator.index(value)
     except TypeError:
         return None
 
@@ -308,8 +320,11 @@ def _seeds(seed: Tensor | int | None, batch: int, device: torch.device) -> Tenso
     if seed is None:
         # From the default generator of the device, which activation checkpointing saves and replays.
         return torch.randint(-(1 << 63), (1 << 63) - 1, (batch,), dtype=torch.int64, device=device)
-    if isinstance(seed, int):
-        return dropout.spread_seed((seed + (1 << 63)) % (1 << 64) - (1 << 63), batch, device)
+    if not isinstance(seed, Tensor):
+        number = _integer(seed)
+        if number is None:
+            raise ValueError(f"dropout_seed is {seed!r}; expected int64 of shape ({batch},), an int or None")
+        return dropout.spread_seed((number + (1 << 63)) % (1 << 64) - (1 << 63), batch, device)
     if seed.dtype != torch.int64 or tuple(seed.shape) != (batch,):
         raise ValueError(
             f"dropout_seed is {seed.dtype} of shape {tuple(seed.shape)}; "

@@ -115,7 +115,6 @@ def test_numbers_may_change() -> None:
         torch.testing.assert_close(compiled(x, x, x, window, **options), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="operator.index makes the compiler's symbols constants")
 @pytest.mark.usefixtures("counted")
 def test_one_graph_serves_every_window_dilation_and_seed() -> None:
     compiled = torch.compile(windowed_attention, dynamic=True, **TRACED)

@@ -34,12 +34,6 @@ def full_case(**more: Any) -> Case:
     return make(2, **(options | {"dropout_p": 0.2} | more))
 
 
-def _backends_but(name: str, reason: str) -> list[Any]:
-    """All backends, of which one has a defect that is known."""
-    marks = pytest.mark.xfail(strict=True, reason=reason)
-    return [pytest.param(x, marks=marks) if x == name else x for x in backends()]
-
-
 CHECKED: dict[str, tuple[Case, torch.dtype]] = {
     "plain": (make(2, length=23, window=6), torch.float32),
     "every feature": (full_case(causal=True), torch.float32),
@@ -225,7 +219,7 @@ def test_strides_change_nothing(backend: str, name: str) -> None:
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("backend", _backends_but("loop", "its output has the strides of query"))
+@pytest.mark.parametrize("backend", backends())
 def test_the_output_is_contiguous(backend: str) -> None:
     """Whatever the query is: torch.compile is told so before it runs."""
     case = full_case(transposed=True)
@@ -353,7 +347,6 @@ def test_extremes(backend: str, name: str) -> None:
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.xfail(strict=True, reason="integers that do not fit 64 bits, alone or multiplied")
 @pytest.mark.parametrize("backend", backends())
 def test_no_distance_is_too_great(backend: str) -> None:
     x = torch.randn(1, 2, 9, 4)
@@ -404,7 +397,6 @@ class TestDerivatives:
             with pytest.raises((RuntimeError, NotImplementedError)):
                 transform(total)(X + 1)
 
-    @pytest.mark.xfail(strict=True, reason="forward-mode tangents get lost in torch.library's operators")
     def test_forward_mode_is_an_error(self) -> None:
         """torch.library's operators drop tangents: the derivative came out as 0."""
 
@@ -480,11 +472,6 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         r"dropout_seed is torch.int64 of shape \(1,\); expected int64 of shape \(2,\)",
     ),
     "unknown backend": ({"backend": "cudnn"}, "backend is 'cudnn'; expected None or one of loop, chunks"),
-}
-
-
-# Refused as well, but in torch's words so far.
-PENDING: dict[str, tuple[dict[str, Any], str]] = {
     "no query": ({"query": None}, "query is a NoneType; expected a tensor"),
     "no key": ({"key": None}, "key is a NoneType; expected a tensor"),
     "a list as value": ({"value": [[1.0]]}, "value is a list; expected a tensor"),
@@ -503,10 +490,8 @@ PENDING: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [*ERRORS, *(pytest.param(name, marks=pytest.mark.xfail(strict=True)) for name in PENDING)]
-)
+@pytest.mark.parametrize("name", ERRORS)
 def test_errors_name_what_was_given_and_expected(name: str) -> None:
-    arguments, message = (ERRORS | PENDING)[name]
+    arguments, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         windowed_attention(**({"query": X, "key": X, "value": X, "window": 4} | arguments))
