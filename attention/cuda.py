@@ -131,12 +131,12 @@ class Attention:
         self.global_index: Tensor | None = None  # int32 (B, G), positions of the global tokens
         if self.pattern.is_global is not None:
             self.global_index = self.pattern.global_index[0].to(torch.int32).contiguous()
-        seed, kept = problem.dropout_seed, 1 - problem.dropout_p
+        seed = problem.dropout_seed
         self.common = {
             "SEED": None if seed is None else seed.contiguous(),
             "border": dropout.threshold(problem.dropout_p) - (1 << 31),
-            "keep_scale": 1 / kept,
-            "scale": problem.scale,
+            "keep_scale": 1 / (1 - problem.dropout_p),
+            "scale": float(problem.scale),
             "length": self.length,
             "heads": self.heads,
         }
@@ -163,56 +163,55 @@ class Attention:
 
     def backward(self, output: Tensor, logsumexp: Tensor, grad: Tensor) -> Gradients:
         """The gradients; in the query's dtype, but in float32 where two kernels add to one buffer."""
-        problem, pattern = self.problem, self.pattern
+        grad, logsumexp = _aligned(grad), logsumexp.contiguous()
         delta = torch.empty_like(logsumexp)
-        grad = _aligned(grad)
-        grads = {"DO": grad, **_strides(do=grad)}
-        self._run("sum_products", self.whole, 1, {}, grads, O=output.contiguous(), DELTA=delta)
+        given = {"DO": grad, **_strides(do=grad), "DELTA": delta, "LSE": logsumexp}
+        self._run("sum_products", self.whole, 1, given, O=output.contiguous())
+        gradients = self._gradients()
+        local = given
+        if self.pattern.is_global is not None:  # global tokens are no local rows
+            local = given | {"LSE": logsumexp.masked_fill(self.pattern.is_global[:, None], torch.inf)}
+        self._differentiate_local_rows(local, gradients)
+        if self.global_index is not None:
+            self._differentiate_global_rows(given, gradients)
+        return gradients
 
-        global_rows = self.global_index is not None
-        shared = global_rows and (problem.key_global is None or problem.value_global is None)
+    def _gradients(self) -> Gradients:
+        """Room for the gradients: of local rows to be written, of global rows to be added to."""
+        given = self.problem.query_global, self.problem.key_global, self.problem.value_global
+        shared = self.global_index is not None and (given[1] is None or given[2] is None)
         dtype = torch.float32 if shared else self.query.dtype
-        query = self.query.new_empty(self.query.shape)
-        key, value = (self.query.new_empty(self.query.shape, dtype=dtype) for _ in range(2))
-        own = [
-            buffer if given is None else torch.zeros_like(buffer, memory_format=torch.contiguous_format)
-            for given, buffer in (
-                (problem.query_global, query),
-                (problem.key_global, key),
-                (problem.value_global, value),
-            )
-        ]
+        local = [self.query.new_empty(self.query.shape, dtype=x) for x in (self.query.dtype, dtype, dtype)]
+        own = [mine if x is None else torch.zeros_like(mine) for x, mine in zip(given, local)]
+        return Gradients(local[0], local[1], local[2], own[0], own[1], own[2])
 
-        grads["DELTA"] = delta
-        local = {**grads, "LSE": logsumexp}
-        if pattern.is_global is not None:  # global tokens are no local rows
-            local["LSE"] = logsumexp.masked_fill(pattern.is_global[:, None], torch.inf)
+    def _differentiate_local_rows(self, given: dict[str, Any], gradients: Gradients) -> None:
+        """Write the gradients of query, key and value."""
         columns = self._columns()
+        results = {"DK": gradients.key, "DV": gradients.value}
         for strips in self._strips():
-            rows = self._local_rows(strips)
-            self._run("differentiate_queries", strips, 1, self.local, rows, columns, local, DQ=query)
-            keys = self._local_keys(strips)
-            self._run("differentiate_keys", strips, 1, self.local, keys, local, DK=key, DV=value)
-        if not global_rows:
-            return Gradients(query, key, value, *own)
+            rows, keys = self._local_rows(strips), self._local_keys(strips)
+            self._run(
+                "differentiate_queries", strips, 1, self.local, rows, columns, given, DQ=gradients.query
+            )
+            self._run("differentiate_keys", strips, 1, self.local, keys, given, **results)
+        if self.global_index is not None:
+            splits, keys = self._global_keys()
+            partial = {name: self._partial(splits, self.head_dim) for name in results}
+            self._run("differentiate_keys", self.whole, splits, self.local, keys, given, **partial)
+            for name, result in results.items():
+                self._put(result, partial[name].sum(0))
 
-        splits, keys = self._global_keys()
-        keys_partial, values_partial = (self._partial(splits, self.head_dim) for _ in range(2))
-        partial = {"DK": keys_partial, "DV": values_partial}
-        self._run("differentiate_keys", self.whole, splits, self.local, keys, local, **partial)
-        self._put(key, keys_partial.sum(0))
-        self._put(value, values_partial.sum(0))
-
-        grads["LSE"] = logsumexp
-        projections = _operands(*problem.global_projections)
+    def _differentiate_global_rows(self, given: dict[str, Any], gradients: Gradients) -> None:
+        """Add to the gradients of query_global, key_global and value_global."""
+        projections = _operands(*self.problem.global_projections)
         splits, rows = self._global_rows("differentiate_queries")
-        queries = self._partial(splits, self.head_dim)
-        none = self._columns(False)
-        self._run("differentiate_queries", self.whole, splits, projections, rows, none, grads, DQ=queries)
-        self._put(own[0], queries.sum(0))
+        partial, columns = self._partial(splits, self.head_dim), self._columns(False)
+        self._run("differentiate_queries", self.whole, splits, projections, rows, columns, given, DQ=partial)
+        self._put(gradients.query_global, partial.sum(0))
         keys = self._keys_of_global_rows()
-        self._run("differentiate_keys", self.whole, 1, projections, keys, grads, DK=own[1], DV=own[2])
-        return Gradients(query, key, value, *own)
+        results = {"DK": gradients.key_global, "DV": gradients.value_global}
+        self._run("differentiate_keys", self.whole, 1, projections, keys, given, **results)
 
     # Who meets whom: arguments of the kernels.
 
@@ -345,7 +344,7 @@ class Attention:
         return self.query.new_empty(shape, dtype=torch.float32)
 
     def _put(self, target: Tensor, rows: Tensor) -> None:
-        """Write rows (B, H, G, …) to the places of the global tokens in target (B, H, N, …).
+        """Write rows (B, H, G, …) to the places of the global tokens in target (B, H, N, …), where nothing was summed.
 
         Unused entries of the list are positions of other tokens, each once, and keep what stands there.
         """
