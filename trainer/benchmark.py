@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LongformerConfig, LongformerForMaskedLM
 
-from attention.measure import (
+from attention.benchmark.measure import (
     Clock,
     benchmark_parser,
     clock_of,
@@ -35,7 +35,7 @@ from attention.measure import (
     positive,
     print_table,
 )
-from attention.workload import visible_pairs
+from attention.benchmark.workload import visible_pairs
 from trainer.batches.masking import IGNORED, Masking
 from trainer.model.folder import config_json, with_global_projections
 from trainer.model.heads import MaskedLanguageModel, masked_loss_sum

@@ -17,12 +17,22 @@ import pytest
 import torch
 from PIL import Image
 
-from attention import backends, benchmark, chunks, measure, peers, rates, scaling, targets
-from attention.benchmark import ALLOCATORS
+from attention import backends, chunks
+from attention.benchmark import __main__ as benchmark
+from attention.benchmark import measure, peers, rates, scaling, targets
+from attention.benchmark.__main__ import ALLOCATORS
+from attention.benchmark.measure import Measured
+from attention.benchmark.targets import Sizes, Target, measure_targets
+from attention.benchmark.workload import (
+    PASSES,
+    difference,
+    exact,
+    make_inputs,
+    scratch,
+    useful_flops,
+    visible_pairs,
+)
 from attention.figure import save
-from attention.measure import Measured
-from attention.targets import Sizes, Target, measure_targets
-from attention.workload import PASSES, difference, exact, make_inputs, scratch, useful_flops, visible_pairs
 
 BOTH = ("forward", "forward+backward")
 PEERS = {"transformers, sliding chunks", "SDPA over blocks", "SDPA, band as mask", "SDPA, dense (no window)"}
@@ -180,7 +190,7 @@ def test_scratch_is_what_is_beyond_inputs_and_results() -> None:
 def test_a_backends_own_scratch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     held = iter([123, 1000])  # of earlier runs, of this one
     monkeypatch.setattr(chunks, "scratch_bytes", lambda: next(held), raising=False)
-    monkeypatch.setattr("attention.workload.backends", lambda: ["loop", "chunks"])
+    monkeypatch.setattr("attention.benchmark.workload.backends", lambda: ["loop", "chunks"])
     inputs = make_inputs(8)
     assert scratch(lambda: [inputs[0] + 1], inputs)[0] == pytest.approx(1000, abs=FEW)
 

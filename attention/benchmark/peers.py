@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
-from attention.workload import HEAD_DIM, HEADS, Attend, band_mask
+from attention.benchmark.workload import HEAD_DIM, HEADS, Attend, band_mask
 
 BLOCKS = (64, 128, 256)  # that blocked SDPA chooses from
 MASKED_TOKENS = 2048  # of SDPA with a mask; above, it takes what dense SDPA takes, and n² bytes more

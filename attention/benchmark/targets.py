@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from attention import windowed_attention
-from attention.measure import Measured, cpu_seconds, interleave, print_table, wall_seconds
-from attention.peers import BlockedSDPA, sliding_chunks
-from attention.rates import Product, large_product, tile_product
-from attention.workload import (
+from attention.benchmark.measure import Measured, cpu_seconds, interleave, print_table, wall_seconds
+from attention.benchmark.peers import BlockedSDPA, sliding_chunks
+from attention.benchmark.rates import Product, large_product, tile_product
+from attention.benchmark.workload import (
     Attend,
     difference,
     exact,

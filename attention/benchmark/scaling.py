@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from attention import backends, figure, windowed_attention
-from attention.measure import (
+from attention.benchmark.measure import (
     Measured,
     clock_of,
     free_memory,
@@ -30,9 +30,9 @@ from attention.measure import (
     print_table,
     take_rounds,
 )
-from attention.peers import BLOCKED, DENSE, SLIDING_CHUNKS, Method, describe, peers
-from attention.rates import Product, large_product, tile_product
-from attention.workload import PASSES, difference, exact, make_inputs, scratch, useful_flops
+from attention.benchmark.peers import BLOCKED, DENSE, SLIDING_CHUNKS, Method, describe, peers
+from attention.benchmark.rates import Product, large_product, tile_product
+from attention.benchmark.workload import PASSES, difference, exact, make_inputs, scratch, useful_flops
 
 LOOP_TOKENS = 512  # above, the slow reference says nothing that is worth the wait
 CHECKED_TOKENS = 8192  # above, the dense reference that results are compared with does not fit

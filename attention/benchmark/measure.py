@@ -23,8 +23,8 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
+from attention.benchmark.rates import Product, large_product
 from attention.files import writable_path
-from attention.rates import Product, large_product
 
 Run = Callable[[], object]
 Clock = Callable[[Run], float]  # the seconds that a run takes

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention import backends
-from attention.measure import CPU, allocated
+from attention.benchmark.measure import CPU, allocated
 
 HEADS, HEAD_DIM = 12, 64  # RoBERTa-base's
 PRODUCTS = {"forward": 2, "forward+backward": 7}  # matrix products a visible pair

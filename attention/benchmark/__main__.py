@@ -46,12 +46,12 @@ from typing import Any
 
 import torch
 
+from attention.benchmark.measure import benchmark_parser, conditions, positive, print_table
+from attention.benchmark.scaling import Scaling, Setting, plot, print_rows
+from attention.benchmark.targets import measure_targets, print_targets
+from attention.benchmark.workload import HEAD_DIM, HEADS
 from attention.figure import picture_path, save
 from attention.files import whole
-from attention.measure import benchmark_parser, conditions, positive, print_table
-from attention.scaling import Scaling, Setting, plot, print_rows
-from attention.targets import measure_targets, print_targets
-from attention.workload import HEAD_DIM, HEADS
 
 DEFAULT_TOKENS = {"default": [512, 1024, 4096, 16384], "tuned": [4096]}  # by allocator
 ALLOCATORS: dict[str, dict[str, str]] = {
