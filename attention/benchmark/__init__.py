@@ -1,0 +1,1 @@
+"""The benchmark: `python -m attention.benchmark`, and what it measures with."""
