@@ -38,14 +38,14 @@ _TABLE: dict[tuple[int, int], dict[tuple[str, int, int], Configuration]] = {
             for size in (2, 4)
         },
         ("attend", 32, 2): Configuration(64, 64, 4, 2),
-        ("attend", 64, 2): Configuration(64, 64, 4, 2),
+        ("attend", 64, 2): Configuration(64, 32, 4, 2),
         ("attend", 128, 2): Configuration(128, 32, 8, 2),
         ("differentiate_queries", 32, 2): Configuration(64, 32, 4, 2),
         ("differentiate_queries", 64, 2): Configuration(64, 32, 4, 2),
         ("differentiate_queries", 128, 2): Configuration(128, 32, 8, 2),
         ("differentiate_keys", 32, 2): Configuration(32, 64, 4, 2),
         ("differentiate_keys", 64, 2): Configuration(32, 64, 4, 2),
-        ("differentiate_keys", 128, 2): Configuration(16, 64, 4, 2),
+        ("differentiate_keys", 128, 2): Configuration(16, 128, 8, 2),
         ("attend", 32, 4): Configuration(32, 32, 4, 2),
         ("attend", 64, 4): Configuration(16, 32, 4, 2),
         ("attend", 128, 4): Configuration(32, 32, 8, 2),
@@ -58,11 +58,11 @@ _TABLE: dict[tuple[int, int], dict[tuple[str, int, int], Configuration]] = {
     },
     # Warpgroups want 64 rows each (keys, for the gradients of keys) and read their operands from shared memory.
     (9, 0): {
+        ("attend", 64, 2): Configuration(64, 64, 4, 2),
         ("attend", 128, 2): Configuration(128, 64, 8, 2),
         ("differentiate_queries", 32, 2): Configuration(64, 64, 4, 2),
         ("differentiate_queries", 64, 2): Configuration(64, 64, 4, 2),
         ("differentiate_queries", 128, 2): Configuration(128, 64, 8, 2),
-        ("differentiate_keys", 128, 2): Configuration(16, 128, 8, 2),
     },
     # Products want 128 rows, and their sums lie in tensor memory.
     (10, 0): {
