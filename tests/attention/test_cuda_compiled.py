@@ -28,10 +28,13 @@ def breaches(dtype: torch.dtype, head_dim: int, features: str, capability: tuple
     return found
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("capability", compiled.CAPABILITIES, ids=str)
-def test_16_bit_kernels_spill_no_registers_and_use_tensor_cores(capability: tuple[int, int]) -> None:
+def test_16_bit_kernels_spill_no_registers_and_use_tensor_cores(
+    capability: tuple[int, int], dtype: torch.dtype
+) -> None:
     """With documents, holes, global tokens and dropout. `python -m attention.compiled` has the other variants."""
-    assert breaches(torch.bfloat16, 64, "all", capability) == []
+    assert breaches(dtype, 64, "all", capability) == []
 
 
 def test_float32_kernels_use_no_tensor_core() -> None:
