@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from attention import cache, cuda, files, loop
-from attention.cuda_configs import padded
+from attention.cuda.configurations import padded
 from attention.pattern import Pattern
 from attention.problem import Backend, Gradients, Problem
 
@@ -265,8 +265,17 @@ def _subject(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[An
 @cached
 def _source() -> str:
     """A hash of the sources that a verdict depends on."""
-    names = ("triton_kernels", "cuda", "cuda_configs", "check", "pattern", "problem", "dropout", "loop")
-    text = b"".join((Path(__file__).with_name(f"{name}.py")).read_bytes() for name in names)
+    names = (
+        "cuda/kernels",
+        "cuda/__init__",
+        "cuda/configurations",
+        "check",
+        "pattern",
+        "problem",
+        "dropout",
+        "loop",
+    )
+    text = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(text).hexdigest()
 
 

@@ -12,6 +12,15 @@ from torch import Tensor
 from attention import windowed
 
 
+def on_the_cpu() -> list[str]:
+    """The backends that take tensors on the CPU, where these tests are: the `cuda` of a GPU does not."""
+    return [
+        name
+        for name in windowed.backends()
+        if windowed._BACKENDS[name].rejects(torch.empty(1, 1, 1, 1)) is None
+    ]
+
+
 def widest_dtype(backend: str) -> torch.dtype:
     """float64, or float32 for kernels that take nothing wider."""
     wide = torch.empty(1, 1, 1, 1, dtype=torch.float64)

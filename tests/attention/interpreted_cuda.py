@@ -1,7 +1,7 @@
 """The CUDA kernels in Triton's interpreter, on the CPU. `test_cuda.py` runs this file with TRITON_INTERPRET=1.
 
-bfloat16 is computed by an interpreter whose dot and cast `attention.interpreter` repaired; the first tests compare them
-with torch. That the kernels are right in it says that they are right wherever a product of bfloat16 numbers is
+bfloat16 is computed by an interpreter whose dot and cast `attention.cuda.interpreter` repaired; the first tests compare
+them with torch. That the kernels are right in it says that they are right wherever a product of bfloat16 numbers is
 exact and summed in float32. It does not say that a GPU's compiler made of them what was meant: no test without a
 GPU can.
 """
@@ -26,13 +26,11 @@ from attention import (
     backends,
     check,
     cuda,
-    cuda_configs,
-    interpreter,
     loop,
-    triton_kernels,
     windowed_attention,
 )
-from attention.cuda_configs import Configuration
+from attention.cuda import configurations, interpreter, kernels
+from attention.cuda.configurations import Configuration
 from tests.attention.cases import Case, cases, make
 from tests.attention.dense import dense_attention
 
@@ -61,9 +59,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def use_blocks(patch: pytest.MonkeyPatch, block_m: int, block_n: int) -> None:
     """Let every kernel compute with blocks of this size."""
-    table = cuda_configs._TABLE[cuda_configs.INTERPRETER]
+    table = configurations._TABLE[configurations.INTERPRETER]
     small = dict.fromkeys(table, Configuration(block_m, block_n, 4, 1))
-    patch.setitem(cuda_configs._TABLE, cuda_configs.INTERPRETER, small)
+    patch.setitem(configurations._TABLE, configurations.INTERPRETER, small)
 
 
 def assert_right(case: Case, dtype: torch.dtype) -> None:
@@ -116,14 +114,14 @@ def cut(FIRST, LAST, OUT, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.arange(0, ROWS)
     first = tl.load(FIRST + row)
     last = tl.load(LAST + row)
-    low, high, left, interior, inner, right, edges = triton_kernels._tiles(first, last, last > first, BLOCK)
+    low, high, left, interior, inner, right, edges = kernels._tiles(first, last, last > first, BLOCK)
     tl.store(OUT + 0, low)
     tl.store(OUT + 1, high)
     tl.store(OUT + 2, interior)
     tl.store(OUT + 3, inner)
     tl.store(OUT + 4, edges)
     for i in range(edges):
-        tl.store(OUT + 5 + i, triton_kernels._edge(i, low, left, right, BLOCK))
+        tl.store(OUT + 5 + i, kernels._edge(i, low, left, right, BLOCK))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -336,7 +334,7 @@ def test_broken_kernels_give_way_to_another_backend_with_one_warning(
     elif fault == "raises":
         monkeypatch.setattr(cuda, "launch", out_of_resources)
     else:
-        monkeypatch.setattr(triton_kernels, "LOG2E", tl.constexpr(1.4434))  # as imprecise as TF32
+        monkeypatch.setattr(kernels, "LOG2E", tl.constexpr(1.4434))  # as imprecise as TF32
     output, said = run_default(CASE)
     assert len(said) == 1
     assert "'chunks' takes over" in said[0]

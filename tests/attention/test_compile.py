@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.export import Dim
 from torch.utils.checkpoint import checkpoint
 
-from attention import backends, windowed_attention
-from tests.attention.cases import make
+from attention import windowed_attention
+from tests.attention.cases import make, on_the_cpu
 
 # Traced as by any backend of torch.compile, but run as traced: seconds faster than generating code.
 TRACED: dict[str, Any] = {"fullgraph": True, "backend": "aot_eager"}
@@ -99,7 +99,7 @@ def test_lengths_unmarked_compile_twice() -> None:
     assert graphs() == 2
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 def test_a_named_backend_compiles(backend: str) -> None:
     compiled = torch.compile(windowed_attention, **TRACED)
     options = options_of("all", 2, 30) | {"backend": backend}

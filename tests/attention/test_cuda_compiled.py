@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from attention import cuda, cuda_configs
-from attention.cuda_configs import Configuration
+from attention import cuda
+from attention.cuda import configurations
+from attention.cuda.configurations import Configuration
 from attention.pattern import Pattern
 from attention.problem import Problem
 
 pytest.importorskip("triton")
 
-from attention import compiled
+from attention.cuda import compiled
 
 
 def breaches(dtype: torch.dtype, head_dim: int, features: str, capability: tuple[int, int]) -> list[str]:
@@ -33,7 +34,7 @@ def breaches(dtype: torch.dtype, head_dim: int, features: str, capability: tuple
 def test_16_bit_kernels_spill_no_registers_and_use_tensor_cores(
     capability: tuple[int, int], dtype: torch.dtype
 ) -> None:
-    """With documents, holes, global tokens and dropout. `python -m attention.compiled` has the other variants."""
+    """With documents, holes, global tokens and dropout. `python -m attention.cuda.compiled` has the other variants."""
     assert breaches(dtype, 64, "all", capability) == []
 
 
@@ -46,8 +47,8 @@ def test_a_breach_is_told(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the exit code, in the table and in the JSON: here blocks too large for the registers."""
-    table = cuda_configs._TABLE[8, 0] | {("differentiate_keys", 64, 2): Configuration(64, 64, 4, 2)}
-    monkeypatch.setitem(cuda_configs._TABLE, (8, 0), table)
+    table = configurations._TABLE[8, 0] | {("differentiate_keys", 64, 2): Configuration(64, 64, 4, 2)}
+    monkeypatch.setitem(configurations._TABLE, (8, 0), table)
     some = ["--dtype", "float16", "--head-dim", "64", "--features", "plain", "--capability", "8.0"]
     assert compiled.main([*some, "--json", str(tmp_path / "table.json")]) == 1
     assert "BREACH" in capsys.readouterr().out

@@ -10,11 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import attention.chunks
-from attention import backends, windowed_attention
-from tests.attention.cases import Case, cases, make, widest_dtype
+from attention import windowed_attention
+from tests.attention.cases import Case, cases, make, on_the_cpu, widest_dtype
 from tests.attention.dense import dense_attention
 
-NAMES = backends()
+NAMES = on_the_cpu()
 ALL_FEATURES: dict[str, Any] = {
     "dilation": [1, 2, 2],
     "heads": 3,

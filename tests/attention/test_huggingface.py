@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
-from attention import backends, windowed_attention
+from attention import windowed_attention
+from tests.attention.cases import on_the_cpu
 
 HEADS, WIDTH, WINDOW, LENGTH = 3, 24, 16, 64  # Hugging Face wants the length to be a multiple of the window
 
@@ -44,7 +45,7 @@ def theirs(module: LongformerSelfAttention, hidden: Tensor, real: Tensor, is_glo
     return module(hidden, attention_mask=bias, **masks)[0]
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 @pytest.mark.parametrize(
     "global_tokens", [[[], [], []], [[0], [0], [0]], [[0, 7, 40], [5], [1, 2, 3, 30, 49]]], ids=str
 )

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import attention.chunks
 import attention.windowed
-from attention import backends, windowed_attention
-from tests.attention.cases import Case, make, widest_dtype
+from attention import windowed_attention
+from tests.attention.cases import Case, make, on_the_cpu, widest_dtype
 from tests.attention.dense import dense_attention
 
 
@@ -42,7 +42,7 @@ CHECKED: dict[str, tuple[Case, torch.dtype]] = {
 }
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 @pytest.mark.parametrize("name", CHECKED)
 def test_opcheck(backend: str, name: str) -> None:
     """torch's own check of both operators: schema, fake tensors, autograd, symbolic shapes."""
@@ -70,7 +70,7 @@ def test_opcheck(backend: str, name: str) -> None:
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("seed", [None, 3, torch.tensor([3, 4])], ids=["drawn", "int", "tensor"])
-@pytest.mark.parametrize("backend", [name for name in backends() if name != "loop"])
+@pytest.mark.parametrize("backend", [name for name in on_the_cpu() if name != "loop"])
 def test_activation_checkpointing_replays_the_dropout(backend: str, seed: Any, use_reentrant: bool) -> None:
     """Also where the seed is drawn from torch's generator inside the checkpointed region."""
     case = make(4, length=50, window=10, global_rate=0.1)
@@ -91,7 +91,7 @@ def test_activation_checkpointing_replays_the_dropout(backend: str, seed: Any, u
         assert torch.equal(plain, replayed)
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 def test_autocast_casts_at_the_door_only(backend: str) -> None:
     """As if the inputs had been bfloat16: inside, sums stay in float32; gradients come back in float32."""
     case = full_case(dropout_p=0.0)
@@ -174,7 +174,7 @@ def test_meta_tensors_give_shapes() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("backend", [name for name in backends() if name != "loop"])
+@pytest.mark.parametrize("backend", [name for name in on_the_cpu() if name != "loop"])
 def test_gives_the_same_bits_every_run(backend: str, threads: int) -> None:
     case = full_case(length=300, window=64, head_dim=16)
     before = torch.get_num_threads()
@@ -204,7 +204,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {  # of (B, H, N, D), all with th
 }
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 @pytest.mark.parametrize("name", VIEWS)
 def test_strides_change_nothing(backend: str, name: str) -> None:
     """Of inputs and of the output's gradient, which are views; their gradients are as of contiguous tensors."""
@@ -219,7 +219,7 @@ def test_strides_change_nothing(backend: str, name: str) -> None:
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 def test_the_output_is_contiguous(backend: str) -> None:
     """Whatever the query is: torch.compile is told so before it runs."""
     case = full_case(transposed=True)
@@ -246,7 +246,7 @@ def allocated(run: Callable[[], object]) -> int:
     return max(held, default=0)
 
 
-@pytest.mark.parametrize("backend", [name for name in backends() if name != "loop"])
+@pytest.mark.parametrize("backend", [name for name in on_the_cpu() if name != "loop"])
 @pytest.mark.parametrize("view", ["model's layout", "part of a fused projection", "one example for all"])
 def test_memory_beside_the_results_is_a_few_numbers_a_token(
     backend: str, view: str, monkeypatch: pytest.MonkeyPatch
@@ -272,7 +272,7 @@ def test_memory_beside_the_results_is_a_few_numbers_a_token(
     assert twice_backward - backward <= 3 * result + 64 * tokens
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 @pytest.mark.parametrize("wanted", itertools.product([False, True], repeat=3), ids=str)
 def test_gradients_of_some_inputs_only(backend: str, wanted: tuple[bool, ...]) -> None:
     case = make(8, global_rate=0.1)
@@ -287,7 +287,7 @@ def test_gradients_of_some_inputs_only(backend: str, wanted: tuple[bool, ...]) -
         assert torch.equal(leaf.grad, gradient) if want else leaf.grad is None
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 def test_gradient_of_a_sum(backend: str) -> None:
     """Whose gradient is one number, expanded to the output's shape."""
     case = full_case()
@@ -299,7 +299,7 @@ def test_gradient_of_a_sum(backend: str) -> None:
     torch.testing.assert_close(gradients, expected)
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(backend: str, mode: Any) -> None:
     case = full_case()
@@ -333,7 +333,7 @@ EXTREMES: dict[str, tuple[Case, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 @pytest.mark.parametrize("name", EXTREMES)
 def test_extremes(backend: str, name: str) -> None:
     """Of the values that are allowed, against the dense reference."""
@@ -347,7 +347,7 @@ def test_extremes(backend: str, name: str) -> None:
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 def test_no_distance_is_too_great(backend: str) -> None:
     x = torch.randn(1, 2, 9, 4)
     attend = partial(windowed_attention, x, x, x, backend=backend)
@@ -356,7 +356,7 @@ def test_no_distance_is_too_great(backend: str) -> None:
     assert torch.equal(attend(1 << 40, dilation=1 << 80), attend(0))
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", on_the_cpu())
 def test_heads_of_one_dilation_need_not_be_neighbours(backend: str) -> None:
     """Nor at even steps: head by head it is the same."""
     dilation = [1, 2, 1, 1, 2, 3, 1, 2]
@@ -373,7 +373,7 @@ def test_heads_of_one_dilation_need_not_be_neighbours(backend: str) -> None:
 class TestDerivatives:
     """What torch can ask of an operator beyond gradients is right or an error, never silently wrong."""
 
-    @pytest.mark.parametrize("backend", backends())
+    @pytest.mark.parametrize("backend", on_the_cpu())
     def test_a_second_derivative_is_an_error(self, backend: str) -> None:
         x = torch.randn(1, 2, 8, 4, requires_grad=True)
         output = windowed_attention(x, x, x, 4, backend=backend)
@@ -381,7 +381,7 @@ class TestDerivatives:
         with pytest.raises(RuntimeError, match="windowed_attention_backward"):
             gradient.square().sum().backward()
 
-    @pytest.mark.parametrize("backend", backends())
+    @pytest.mark.parametrize("backend", on_the_cpu())
     def test_vmap_is_a_loop(self, backend: str) -> None:
         case = full_case(dropout_p=0.0)
         stacked = [torch.stack([x.float(), x.float() + 1, -x.float()]) for x in case.projections[:3]]

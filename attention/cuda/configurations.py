@@ -1,6 +1,6 @@
 """Sizes of blocks, warps and pipeline stages of the kernels: a table, so that nothing is tuned on a user's machine.
 
-Chosen by what compiles without spilled registers within a compute capability's shared memory (`attention.compiled`
+Chosen by what compiles without spilled registers within a compute capability's shared memory (`attention.cuda.compiled`
 shows it); speed on a GPU has not been measured.
 """
 

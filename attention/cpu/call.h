@@ -1,4 +1,4 @@
-// What the caller passes; cpu.py mirrors these structures. Strides are in elements.
+// What the caller passes; __init__.py mirrors these structures. Strides are in elements.
 #pragma once
 
 #include <cstdint>

@@ -1,14 +1,14 @@
 """Triton kernels for NVIDIA GPUs of compute capability 8.0 and newer: float32, float16 and bfloat16.
 
-Here are the launches; what a program computes is in `triton_kernels`. Rows that each see one interval of a list of keys
+Here are the launches; what a program computes is in `kernels`. Rows that each see one interval of a list of keys
 meet three times, as in `chunks`: local rows and the keys of their strip together with the global keys, in one softmax,
 and global rows and the whole sequence. Where there are few programs for long lists (global rows over all keys, global
 keys over all rows), the list is split; partial results are summed in order of the splits. For the keys' gradients the
 intervals are turned round: which rows see a key is an interval as well.
 
 The kernels were checked in Triton's interpreter (tests/attention/test_cuda.py) and compiled ahead of time
-(`attention.compiled`). They have not run on a GPU, so on a user's GPU they are compared with the reference before they
-are chosen by themselves (`attention.check`).
+(`attention.cuda.compiled`). They have not run on a GPU, so on a user's GPU they are compared with the reference before
+they are chosen by themselves (`attention.check`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from attention import dropout
-from attention.cuda_configs import INTERPRETER, Configuration, configuration, padded
+from attention.cuda.configurations import INTERPRETER, Configuration, configuration, padded
 from attention.pattern import Intervals
 from attention.problem import Gradients, Problem
 
@@ -60,7 +60,7 @@ def usable() -> bool:
     if not _interpreted() and (torch.version.hip is not None or not torch.cuda.is_available()):
         return False
     try:
-        importlib.import_module("attention.triton_kernels")
+        importlib.import_module("attention.cuda.kernels")
     except ImportError:  # of triton, which not every build of torch brings
         return False
     return True
@@ -120,9 +120,9 @@ class Attention:
     """The launches of one forward or backward pass, in order, with what torch does between them."""
 
     def __init__(self, problem: Problem, capability: tuple[int, int], launch: Launcher) -> None:
-        from attention import triton_kernels
+        from attention.cuda import kernels
 
-        self.kernels, self.capability, self.launch = triton_kernels, capability, launch
+        self.kernels, self.capability, self.launch = kernels, capability, launch
         self.problem, self.pattern = problem, problem.pattern
         self.query = problem.query
         self.batch, self.heads, self.length, self.head_dim = problem.query.shape

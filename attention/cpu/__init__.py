@@ -1,4 +1,4 @@
-"""The native CPU backend: builds `native/cpu.cpp` for this machine's instruction set, and calls it.
+"""The native CPU backend: builds `cpu.cpp` for this machine's instruction set, and calls it.
 
 The library is compiled at first use, in seconds, with the C++ compiler that CXX names, or c++, g++ or clang++, into
 LONGSPAN_CACHE or ~/.cache/longspan: one file for each source, compiler, instruction set and torch version. Processes
@@ -32,7 +32,7 @@ from attention import cache, dropout
 from attention.pattern import Pattern
 from attention.problem import Gradients, Problem
 
-SOURCES = Path(__file__).with_name("native")
+FOLDER = Path(__file__).parent
 BUILD_SECONDS = 300
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -101,7 +101,7 @@ def scratch_bytes() -> int:
     return 0 if library is None else int(library.longspan_scratch_bytes())
 
 
-# What native/cpu.cpp is passed: native/call.h.
+# What cpu.cpp is passed: call.h.
 
 
 class _Tensor(ctypes.Structure):
@@ -259,7 +259,9 @@ def _build() -> Path:
         *_INSTRUCTION_SETS[instruction_set()],
     ]
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=60)
-    sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir())]
+    sources = [
+        path.read_text(encoding="utf-8") for path in sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")])
+    ]
     identity = (*sources, *flags, version.stdout, torch.__version__, platform.machine())
     name = "attention-" + hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
     folder = cache.folder()
@@ -270,7 +272,7 @@ def _build() -> Path:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 built = Path(scratch) / "built.so"
                 libraries = Path(torch.__file__).parent / "lib"
-                files = [str(SOURCES / "cpu.cpp"), "-o", str(built), f"-L{libraries}", "-ltorch_cpu"]
+                files = [str(FOLDER / "cpu.cpp"), "-o", str(built), f"-L{libraries}", "-ltorch_cpu"]
                 command = [*compiler, *flags, *files]
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
                 with built.open("rb") as file:

@@ -18,12 +18,13 @@
 // even ones, then the odd ones. Gradients of global keys get a slot a segment, summed in order. No atomics: the same
 // bits every run.
 //
-// Compiled for one instruction set by cpu.py, without torch's headers: of torch it uses two C functions.
+// Compiled for one instruction set by __init__.py, without torch's headers: of torch it uses two C functions.
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "lists.h"
@@ -52,6 +53,11 @@ std::vector<Unit> band_units(const Call& call, int64_t segment) {
         const int64_t count = strip_rows(call, b, h, r).places.count;
         for (int64_t i = 0; i < count; i += segment) units.push_back({b, h, r, i, std::min(i + segment, count), i / segment});
       }
+  // Where heads lie side by side in memory, (batch, n, heads, width), all heads of a segment one after another.
+  if (call.key.head < call.key.row)
+    std::stable_sort(units.begin(), units.end(), [](const Unit& one, const Unit& other) {
+      return std::pair(one.batch, one.segment) < std::pair(other.batch, other.segment);
+    });
   return units;
 }
 

@@ -1,8 +1,8 @@
 """Compile the CUDA kernels ahead of time, on any machine, and read what came out of their machine code.
 
-    python -m attention.compiled                     every variant, dtype, head size and architecture: half an hour
-    python -m attention.compiled --dtype bfloat16 --head-dim 64 --features all --capability 9.0      half a minute
-    python -m attention.compiled --json FILE         the same as JSON
+    python -m attention.cuda.compiled                     every variant, dtype, head size and architecture: half an hour
+    python -m attention.cuda.compiled --dtype bfloat16 --head-dim 64 --features all --capability 9.0      half a minute
+    python -m attention.cuda.compiled --json FILE         the same as JSON
 
 A line is a kernel: `attend` is the forward pass, `differentiate_queries` and `differentiate_keys` are the backward,
 each for the local tokens, the global rows and the global keys. Columns: its block of rows x keys and the warps that
@@ -324,7 +324,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         return major, minor
 
     parser = argparse.ArgumentParser(
-        prog="python -m attention.compiled",
+        prog="python -m attention.cuda.compiled",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -28,7 +28,7 @@ from attention import dropout
 INTERPRETED = triton.knobs.runtime.interpret  # by TRITON_INTERPRET=1 when this was imported
 
 if INTERPRETED:
-    from attention import interpreter
+    from attention.cuda import interpreter
 
     interpreter.repair()
 
