@@ -96,12 +96,15 @@ def transformers_model(model: MaskedLanguageModel) -> LongformerForMaskedLM:
 
 
 def step_flops(config: EncoderConfig, tokens: int, places: int) -> int:
-    """FLOPs of the matrix products of a step: two a weight and token forward, twice that backward."""
+    """FLOPs of the matrix products of a step: two a weight and token forward, twice that backward.
+
+    Attention is counted as in `attention.benchmark`, with the scores once more in the backward pass.
+    """
     width, window = config.hidden_size, config.attention_window[0]
     weights = 4 * width**2 + 2 * width * config.intermediate_size
-    layer = 2 * tokens * weights + 4 * visible_pairs(tokens, window) * width
+    attention = 2 * 7 * visible_pairs(tokens, window) * width
     head = 2 * places * (width**2 + width * config.vocab_size)
-    return 3 * (config.num_hidden_layers * layer + head)
+    return config.num_hidden_layers * (3 * 2 * tokens * weights + attention) + 3 * head
 
 
 def compare(config: EncoderConfig, tokens: int, rounds: int, clock: Clock) -> dict[str, Any]:

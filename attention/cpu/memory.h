@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 namespace longspan {
@@ -30,6 +31,9 @@ class Buffer {
       while (now > peak && !scratch_peak.compare_exchange_weak(peak, now)) {
       }
     }
+#if defined(LONGSPAN_POISON)  // by a test: NaN, so that what is read before it is written shows
+    std::memset(data_, 0xff, count_ * sizeof(T));
+#endif
     return data_;
   }
   T* get() const { return data_; }
