@@ -25,12 +25,19 @@ from tests.trainer.models import roberta_folder
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
+
+
+def commands(text: str) -> list[str]:
+    """The lines of the sh blocks, without comments."""
+    return [
+        line.partition("  #")[0].strip()
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+        if line.strip()
+    ]
+
+
+COMMANDS = commands(README)
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 ONE_UPDATE = "--steps 1 --batch_size 2 --micro_batch_size 1 --optimizer.warmup_steps 0 --precision fp32"
 
@@ -127,8 +134,15 @@ def test_every_command_does_what_it_says(stand_ins: Path, cluster: Cluster) -> N
     run_snippets(folder)
 
 
+def test_every_command_of_the_attention_page(tmp_path: Path) -> None:
+    found = commands((ROOT / "attention" / "README.md").read_text(encoding="utf-8"))
+    for command in found:
+        run_attention(command, tmp_path, {})
+    assert len(found) > 2
+
+
 def run_attention(command: str, folder: Path, variables: dict[str, str]) -> None:
-    """Pictures as they are, the benchmark at lengths that take no time, and of a GPU's report the refusal."""
+    """Pictures as they are, the benchmark and the compiler at sizes that take no time, and no GPU refused."""
     if "--device cuda" in command:
         if not torch.cuda.is_available():
             assert "found no GPU" in run(f"{command} 2>&1 || [ $? = 2 ]", folder, variables).stdout
@@ -136,6 +150,10 @@ def run_attention(command: str, folder: Path, variables: dict[str, str]) -> None
     command = command.replace(
         "--tokens 1024 4096", "--tokens 32 64 --window 16 --rounds 1 --allocator default"
     )
+    if "attention.cuda.compiled" in command:
+        few = "--dtype float16 --head-dim 32 --features plain --capability 8.0"
+        assert "0 with a breach" in run(f"{command} {few}", folder, variables).stdout
+        return
     run(command, folder, variables)
     assert (folder / command.split()[-1]).stat().st_size > 1000
 
