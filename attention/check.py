@@ -245,7 +245,7 @@ def _read(subject: str) -> dict[str, Any] | None:
             and isinstance(found["message"], str)
         ):
             return dict(found)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return None
 

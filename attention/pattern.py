@@ -147,8 +147,12 @@ class Pattern:
             global_attention_mask = global_attention_mask & attention_mask
         if global_attention_mask is not None and not global_attention_mask.any():
             global_attention_mask = None
-        masks = (attention_mask, global_attention_mask, document_ids)
-        return cls(batch, length, window, dilation, causal, *masks, query.device)
+        given = (attention_mask, global_attention_mask, document_ids)
+        masks = (
+            None if mask is None else mask.contiguous() for mask in given
+        )  # kernels read rows of examples
+        real, is_global, document = masks
+        return cls(batch, length, window, dilation, causal, real, is_global, document, query.device)
 
     # The truth, on tokens and on all pairs.
 

@@ -95,16 +95,18 @@ def windowed_attention(
     width = _integer(window)
     if width is None or width < 0 or width % 2:
         raise ValueError(f"window is {window!r}; expected an even integer >= 0, the total width")
-    if scale is not None and not -math.inf < scale < math.inf:  # of any number, torch.compile's too
-        raise ValueError(f"scale is {scale}; expected a finite number, or None for 1 / sqrt(head_dim)")
+    if scale is not None and not _is_between(-math.inf, scale, math.inf):
+        raise ValueError(f"scale is {scale!r}; expected a finite number, or None for 1 / sqrt(head_dim)")
     masks = {
         "attention_mask": attention_mask,
         "global_attention_mask": global_attention_mask,
         "document_ids": document_ids,
     }
     _check_masks(masks, (batch, length), query.device)
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p is {dropout_p}; expected a probability in [0, 1)")
+    if not (dropout_p == 0 or _is_between(0, dropout_p, 1)):
+        raise ValueError(f"dropout_p is {dropout_p!r}; expected a probability in [0, 1)")
+    if backend is not None and not isinstance(backend, str):
+        raise ValueError(f"backend is {backend!r}; expected None or one of {', '.join(backends())}")
     seed = _seeds(dropout_seed, batch, query.device) if dropout_p > 0 else None
     if (
         _autocasts(query.device)
@@ -288,8 +290,17 @@ def _integer(value: Any) -> int | None:
         return None
 
 
+def _is_between(low: float, value: Any, high: float) -> bool:
+    """Whether a number, torch.compile's too, lies strictly between; False for what is none."""
+    try:
+        return bool(low < value < high)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
 def _per_head(dilation: int | Sequence[int], heads: int) -> list[int]:
-    given = list(dilation) if isinstance(dilation, Iterable) else [dilation] * heads
+    one = _integer(dilation)
+    given = list(dilation) if one is None and isinstance(dilation, Iterable) else [dilation] * heads
     if len(given) != heads:
         raise ValueError(
             f"dilation has {len(given)} entries; expected one int, or one for each of {heads} heads"

@@ -220,13 +220,8 @@ def _int32(tensor: Tensor) -> Tensor:
 def _library() -> ctypes.CDLL | None:
     """The library for this machine, built if need be; None, after a warning, where that fails."""
     try:
-        path = _build()
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:  # what was a library once
-            path.unlink()
-            library = ctypes.CDLL(str(_build()))
-    except (OSError, subprocess.SubprocessError) as error:
+        library = ctypes.CDLL(str(_build()))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         warnings.warn(
             f"attention: the native CPU kernel could not be built, so the slower backend 'chunks' computes in its "
@@ -248,7 +243,7 @@ def instruction_set() -> str:
 
 
 def _build() -> Path:
-    """The path of the compiled library, from the cache where it is there."""
+    """The path of the compiled library, from the cache where it is there and whole."""
     compiler = _compiler()
     flags = [
         "-std=c++17",
@@ -259,26 +254,36 @@ def _build() -> Path:
         *_INSTRUCTION_SETS[instruction_set()],
     ]
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=60)
-    sources = [
-        path.read_text(encoding="utf-8") for path in sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")])
-    ]
-    identity = (*sources, *flags, version.stdout, torch.__version__, platform.machine())
+    sources = [path.read_text("utf-8") for path in sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")])]
+    identity = (*sources, *compiler, *flags, version.stdout, torch.__version__, platform.machine())
     name = "attention-" + hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
     folder = cache.folder()
-    path = folder / f"{name}.so"
+    path, seal = folder / f"{name}.so", folder / f"{name}.sha256"
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when a process is killed
-        if not path.exists():
+        if not _is_sealed(path, seal):
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                built = Path(scratch) / "built.so"
+                built, written = Path(scratch, "built.so"), Path(scratch, "seal")
                 libraries = Path(torch.__file__).parent / "lib"
                 files = [str(FOLDER / "cpu.cpp"), "-o", str(built), f"-L{libraries}", "-ltorch_cpu"]
                 command = [*compiler, *flags, *files]
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
-                with built.open("rb") as file:
-                    os.fsync(file.fileno())
+                written.write_text(_sha256(built), encoding="ascii")
                 built.replace(path)
+                written.replace(seal)
     return path
+
+
+def _is_sealed(path: Path, seal: Path) -> bool:
+    """Whether a library is what was built: a truncated one would kill the process that loads it."""
+    try:
+        return seal.read_bytes() == _sha256(path).encode()
+    except OSError:
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compiler() -> list[str]:

@@ -144,25 +144,35 @@ void forward(const Call& call) {
   });
 }
 
-// The gradients of global keys, as each unit of rows finds them: a slot a unit, added up in their order.
+// The gradients of global keys, as each unit of rows finds them: a slot a unit, added up in their order. There are
+// fewer slots than units where they would take more room than the keys; then units go in batches.
 class ColumnSlots {
  public:
+  const Call& call;
+  const int64_t width, size, count;  // of a key, of a slot, of slots
+
   ColumnSlots(const Call& c, int64_t units)
-      : call(c), width(up(c.width, 16)), size(2 * c.globals * width), ranges(c.globals ? units : 0, Range{0, 0}) {
-    data.reserve(units * size);
+      : call(c),
+        width(up(c.width, 16)),
+        size(2 * c.globals * width),
+        count(c.globals ? std::clamp(c.batch * c.heads * c.length / (2 * c.globals), threads(), std::max(units, threads()))
+                        : std::max<int64_t>(units, 1)) {
+    if (c.globals) ranges.resize(count);
+    data.reserve(size * std::min(count, units));
   }
 
   template <class Operand>
-  void put(int64_t unit, const PackedKeys<Operand>& columns) {
-    ranges[unit] = columns.range;
-    const int64_t count = (columns.range.end - columns.range.begin) * width;
-    std::copy_n(columns.grad_key.get(), count, data.get() + unit * size);
-    std::copy_n(columns.grad_value.get(), count, data.get() + unit * size + size / 2);
+  void put(int64_t slot, const PackedKeys<Operand>* columns) {
+    ranges[slot] = columns ? columns->range : Range{0, 0};
+    if (!columns) return;
+    const int64_t numbers = (columns->range.end - columns->range.begin) * width;
+    std::copy_n(columns->grad_key.get(), numbers, data.get() + slot * size);
+    std::copy_n(columns->grad_value.get(), numbers, data.get() + slot * size + size / 2);
   }
 
-  void add_to_gradients(int64_t index, const Unit& unit) const {
-    const float* from = data.get() + index * size;
-    for (int64_t i = ranges[index].begin; i < ranges[index].end; ++i, from += width) {
+  void add_to_gradients(int64_t slot, const Unit& unit) const {
+    const float* from = data.get() + slot * size;
+    for (int64_t i = ranges[slot].begin; i < ranges[slot].end; ++i, from += width) {
       const int64_t at = call.global_index[unit.batch * call.globals + i];
       add_row(Row(call, call.grad_key, unit.batch, unit.head, at, kFloat32), from, (float)call.scale);
       add_row(Row(call, call.grad_value, unit.batch, unit.head, at, kFloat32), from + size / 2, (float)(1 / call.keep));
@@ -170,25 +180,17 @@ class ColumnSlots {
   }
 
  private:
-  const Call& call;
-  const int64_t width, size;
   std::vector<Range> ranges;
-  Buffer<float> data;  // (units, 2, globals, width)
+  Buffer<float> data;  // (count, 2, globals, width)
 };
 
-// The band's gradients, with those of the global keys in a slot for each unit.
-//
-// Fused, a unit adds to the gradients of all keys that its rows see, the even segments first and then the odd ones.
-// Where that leaves threads without work, a pass over rows for the queries' gradients is followed by one over keys
-// for theirs: 7 products instead of 5.
+// The gradients that the rows of some units give, and where `fused` those they give to the band's keys.
 template <class Worker>
-void band_backward(const Call& call, const std::vector<Unit>& units, bool fused, ColumnSlots& slots) {
-  for (int64_t parity = 0; parity < (fused ? 2 : 1); ++parity) {
-    std::vector<int64_t> chosen;
-    for (size_t i = 0; i < units.size(); ++i)
-      if (!fused || units[i].segment % 2 == parity) chosen.push_back(i);
-    run<Worker>(call, chosen.size(), [&](Worker& worker, int64_t i) {
-      const Unit& unit = units[chosen[i]];
+void units_backward(const Call& call, const std::vector<Unit>& units, bool fused, ColumnSlots& slots) {
+  for (int64_t from = 0; from < (int64_t)units.size(); from += slots.count) {
+    const int64_t batch = std::min<int64_t>(slots.count, units.size() - from);
+    run<Worker>(call, batch, [&](Worker& worker, int64_t slot) {
+      const Unit& unit = units[from + slot];
       const Rows rows = strip_rows(call, unit.batch, unit.head, unit.residue);
       const Keys keys = band_keys(call, rows), columns = column_keys(call, rows);
       const Range range = range_of(rows, keys, unit.begin, unit.end);
@@ -204,13 +206,24 @@ void band_backward(const Call& call, const std::vector<Unit>& units, bool fused,
         worker.end_backward();
       }
       if (!range.empty() && fused) worker.put_key_gradients(worker.band, rows, keys, call.grad_key, call.grad_value);
-      if (!global_range.empty()) slots.put(chosen[i], worker.columns);
+      if (call.globals) slots.put(slot, global_range.empty() ? nullptr : &worker.columns);
+    });
+    if (call.globals == 0) continue;
+    run<Worker>(call, call.batch * call.heads, [&](Worker&, int64_t i) {
+      for (int64_t slot = 0; slot < batch; ++slot) {
+        const Unit& unit = units[from + slot];
+        if (unit.batch * call.heads + unit.head == i) slots.add_to_gradients(slot, unit);
+      }
     });
   }
-  if (fused) return;
-  const auto keys_of = band_units(call, kChunk);  // whole panels
-  run<Worker>(call, keys_of.size(), [&](Worker& worker, int64_t i) {
-    const Unit& unit = keys_of[i];
+}
+
+// The gradients of the band's keys, chunk by chunk, from all rows that see them.
+template <class Worker>
+void keys_backward(const Call& call) {
+  const auto chunks = band_units(call, kChunk);  // whole panels
+  run<Worker>(call, chunks.size(), [&](Worker& worker, int64_t i) {
+    const Unit& unit = chunks[i];
     const Rows rows = strip_rows(call, unit.batch, unit.head, unit.residue);
     const Keys keys = band_keys(call, rows);
     worker.pack(worker.band, rows, keys, {unit.begin, unit.end}, {false, false, true});
@@ -228,20 +241,25 @@ void band_backward(const Call& call, const std::vector<Unit>& units, bool fused,
 
 template <class Worker>
 void backward(const Call& call) {
-  // Long enough that two segments with one between them share no key, and that the slots of the global keys'
-  // gradients take no more room than the keys.
-  const int64_t length = std::max({kSegment, up(call.window, kBlock), up(2 * call.globals, kBlock)});
-  auto band = band_units(call, length);
-  const int64_t even = std::count_if(band.begin(), band.end(), [](const Unit& unit) { return unit.segment % 2 == 0; });
-  const bool fused = 2 * even >= threads();
-  if (!fused) band = band_units(call, std::max(kSegment, up(2 * call.globals, kBlock)));
-  ColumnSlots slots(call, band.size());
-  band_backward<Worker>(call, band, fused, slots);
+  // Fused, a unit adds to the gradients of all keys that its rows see. It is so long that two units with one between
+  // them see no key in common: the even ones may run at once, then the odd ones. Where that leaves threads without
+  // work, a pass over rows for the queries' gradients is followed by one over keys: 7 products instead of 5.
+  const int64_t least = std::max(kSegment, up(2 * call.globals, kBlock));
+  const auto band = band_units(call, std::max(least, up(call.window, kBlock)));
+  std::vector<Unit> even, odd;
+  for (const Unit& unit : band) (unit.segment % 2 == 0 ? even : odd).push_back(unit);
+  const bool fused = 2 * (int64_t)even.size() >= threads();
+  if (fused) {
+    ColumnSlots slots(call, even.size());
+    units_backward<Worker>(call, even, true, slots);
+    units_backward<Worker>(call, odd, true, slots);
+  } else {
+    const auto shorter = band_units(call, least);
+    ColumnSlots slots(call, shorter.size());
+    units_backward<Worker>(call, shorter, false, slots);
+    keys_backward<Worker>(call);
+  }
   if (call.globals == 0) return;
-  run<Worker>(call, call.batch * call.heads, [&](Worker&, int64_t i) {
-    for (size_t u = 0; u < band.size(); ++u)
-      if (band[u].batch * call.heads + band[u].head == i) slots.add_to_gradients(u, band[u]);
-  });
   // Global rows: the queries' gradients block by block, then the keys' chunk by chunk.
   const auto blocks = runs(call, call.globals, kBlock);
   run<Worker>(call, blocks.size(), [&](Worker& worker, int64_t i) {

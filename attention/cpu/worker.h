@@ -19,6 +19,7 @@ template <class Operand>
 struct PackedKeys {
   using Word = typename Operand::Word;
   Range range;                              // of the list; begins at a multiple of kPanel
+  int64_t first;                            // that was asked for: those in front of it only fill the panel
   Buffer<Word> key, value;                  // rows, (keys, width)
   Buffer<Word> key_pairs, value_pairs;      // pairs of rows, where words are pairs
   Buffer<float> grad_key, grad_value;       // (keys, width)
@@ -56,6 +57,7 @@ class Worker {
   // -- Packing
 
   void pack(PackedKeys<Operand>& packed, const Rows& rows, const Keys& keys, Range range, Need need) {
+    packed.first = range.begin;
     range.begin = down(range.begin, kPanel);
     packed.range = range;
     const int64_t count = up(range.end - range.begin, kPanel), real = range.end - range.begin;
@@ -192,10 +194,11 @@ class Worker {
                 call.dtype, result.get() + i * width(), (float)call.scale);
   }
 
-  // The packed keys' gradients to where they belong.
+  // The gradients of the packed keys that were asked for, to where they belong. What fills the first panel may be
+  // another thread's at this moment.
   void put_key_gradients(const PackedKeys<Operand>& packed, const Rows& list, const Keys& keys,
                          const Tensor& grad_key, const Tensor& grad_value) {
-    for (int64_t i = 0; i < packed.range.end - packed.range.begin; ++i) {
+    for (int64_t i = packed.first - packed.range.begin; i < packed.range.end - packed.range.begin; ++i) {
       const int64_t at = keys.places[packed.range.begin + i];
       add_row(Row(call, grad_key, list.batch, list.head, at, kFloat32), packed.grad_key.get() + i * width(),
               (float)call.scale);
@@ -212,7 +215,7 @@ class Worker {
   PackedKeys<Operand> band, columns;
 
  private:
-  static constexpr float kNothing = -1e30f;  // the reference of a row that has seen nothing
+  static constexpr float kNothing = -3e38f;  // the reference of a row that has seen nothing
   static constexpr float kSlack = 6;         // how far a score may exceed the reference
 
   template <class B>

@@ -127,6 +127,27 @@ def test_without_a_global_mask_global_projections_are_left_alone() -> None:
     assert all(x.grad is None for x in leaves[3:])
 
 
+@pytest.mark.parametrize("backend", on_the_cpu())
+def test_masks_of_any_strides_mean_the_same(backend: str) -> None:
+    """A mask (n, batch) turned round, as other libraries keep it, and one row for all examples."""
+    case = make(8, batch=3, padding="holes", global_rate=0.1, documents=True)
+    masks = {name: x for name, x in case.options.items() if isinstance(x, Tensor)}
+    turned = {name: x.t().contiguous().t() for name, x in masks.items()}
+    shared = {name: x[:1].expand(3, -1) for name, x in masks.items()}
+    for given in (turned, shared):
+        assert not all(x.is_contiguous() for x in given.values())
+        expected = {name: x.contiguous() for name, x in given.items()}
+        dtype = widest_dtype(backend)
+        one, other = (
+            Case(case.projections, case.window, case.options | options, case.grad).run(
+                windowed_attention, dtype, backend=backend
+            )
+            for options in (given, expected)
+        )
+        assert torch.equal(one[0], other[0])
+        assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
 def test_masks_of_any_dtype_mean_the_same() -> None:
     case = make(6, padding="holes", global_rate=0.1)
     expected, _ = case.run(windowed_attention)
@@ -471,6 +492,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"dropout_p": 0.1, "dropout_seed": torch.zeros(1, dtype=torch.int64)},
         r"dropout_seed is torch.int64 of shape \(1,\); expected int64 of shape \(2,\)",
     ),
+    "words for probabilities": ({"dropout_p": "x"}, "dropout_p is 'x'; expected a probability"),
+    "no probability": ({"dropout_p": None}, "dropout_p is None; expected a probability"),
+    "words for a scale": ({"scale": "a"}, "scale is 'a'; expected a finite number"),
+    "a number for a backend": ({"backend": 3}, "backend is 3; expected None or one of loop, chunks"),
     "unknown backend": ({"backend": "cudnn"}, "backend is 'cudnn'; expected None or one of loop, chunks"),
     "no query": ({"query": None}, "query is a NoneType; expected a tensor"),
     "no key": ({"key": None}, "key is a NoneType; expected a tensor"),
