@@ -125,7 +125,7 @@ def _strips(
     pattern = problem.pattern
     position = torch.arange(pattern.length, dtype=torch.int32, device=pattern.device)[None]
     state = problem.row_state(position, dropout.LOCAL_STREAM)
-    hidden = _either(pattern.holes, pattern.is_global)  # global keys are columns of their own
+    hidden = pattern.hidden
     for dilation, heads in _heads_by_dilation(pattern.dilation):
         columns = _global_columns(problem, heads, gradients)
         for residue in range(min(dilation, pattern.length)):
@@ -236,12 +236,6 @@ def _add_columns(pattern: Pattern, target: Tensor, columns: Tensor | None) -> No
     example, slot = used.nonzero(as_tuple=True)
     place = index[example, slot]
     target[example, :, place] = target[example, :, place] + columns[example, :, slot]
-
-
-def _either(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return one | other
 
 
 # Blocks and tiles. P stands for the pairs of example and head that are computed at once.

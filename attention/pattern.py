@@ -110,6 +110,16 @@ class Intervals:
         return [Block(slice(i, min(i + size, rows)), *bounds) for i, bounds in zip(starts, table.tolist())]
 
 
+def interleave(strips: list[Intervals], length: int) -> Intervals:
+    """The intervals of a dilation's strips, one after another by residue, at the positions of their tokens."""
+    if len(strips) == 1:
+        return strips[0]
+    first, last = (strips[0].first.new_empty(strips[0].first.shape[0], length) for _ in range(2))
+    for residue, strip in enumerate(strips):
+        first[:, residue :: len(strips)], last[:, residue :: len(strips)] = strip.first, strip.last
+    return Intervals(first, last)
+
+
 @dataclass(frozen=True)
 class Pattern:
     """Who sees whom in a batch of sequences of one length.
@@ -189,6 +199,11 @@ class Pattern:
         reach = place if self.causal else place + half
         return Intervals(torch.maximum(start, place - half), torch.minimum(end, reach + 1))
 
+    def band_by_position(self, dilation: int) -> Intervals:
+        """`band` of all strips, each interval at the position of its token: (B or 1, N)."""
+        strips = range(min(dilation, self.length))
+        return interleave([self.band(residue, dilation) for residue in strips], self.length)
+
     def global_columns(self) -> Intervals:
         """Which entries of the list of global tokens each local token sees, (B, N)."""
         assert self.is_global is not None
@@ -227,6 +242,13 @@ class Pattern:
         start, end = self._run_bounds
         holes = ~self.real & (self._positions >= start) & (self._positions < end)
         return holes if holes.any() else None
+
+    @cached_property
+    def hidden(self) -> Tensor | None:
+        """Keys that no band shows, (B, N): holes, and global tokens, which are a list of their own."""
+        if self.holes is None or self.is_global is None:
+            return self.is_global if self.holes is None else self.holes
+        return self.holes | self.is_global
 
     def check_documents(self) -> None:
         """ValueError unless each document id of real tokens is one contiguous run."""

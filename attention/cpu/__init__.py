@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 
 from attention import cache, dropout
-from attention.pattern import Pattern
 from attention.problem import Gradients, Problem
 
 FOLDER = Path(__file__).parent
@@ -143,13 +142,13 @@ def _call(function: str, problem: Problem, **tensors: Tensor) -> None:
     batch, heads, length, width = problem.query.shape
     pattern = problem.pattern
     steps = sorted(set(pattern.dilation))
-    bounds = _band_bounds(problem, steps)
+    bands = [pattern.band_by_position(step) for step in steps]
     arrays: dict[str, Tensor | None] = {
         "dilation": torch.tensor(pattern.dilation),
         "variant": torch.tensor([steps.index(step) for step in pattern.dilation]),
-        "band_first": bounds[0],
-        "band_last": bounds[1],
-        "hidden": _hidden(pattern),
+        "band_first": _int32(torch.stack([band.first for band in bands])),
+        "band_last": _int32(torch.stack([band.last for band in bands])),
+        "hidden": pattern.hidden,
         "holes": pattern.holes,
     }
     if pattern.is_global is not None:
@@ -173,7 +172,7 @@ def _call(function: str, problem: Problem, **tensors: Tensor) -> None:
         length=length,
         width=width,
         dtype=_DTYPES[problem.query.dtype],
-        band_batch=length if bounds.shape[2] > 1 else 0,
+        band_batch=length if bands[0].first.shape[0] > 1 else 0,
         window=min(pattern.window, length),
         globals=0 if pattern.is_global is None else index.shape[1],
         scale=problem.scale,
@@ -186,27 +185,6 @@ def _call(function: str, problem: Problem, **tensors: Tensor) -> None:
         raise MemoryError(
             f"no memory for the scratch of windowed attention over {tuple(problem.query.shape)}"
         )
-
-
-def _band_bounds(problem: Problem, steps: list[int]) -> Tensor:
-    """For each dilation the band's intervals, at the positions of their rows: int32 (2, dilations, B or 1, N)."""
-    pattern = problem.pattern
-    variants = []
-    for step in steps:
-        strips = [pattern.band(residue, step) for residue in range(min(step, pattern.length))]
-        bounds = torch.empty(2, strips[0].first.shape[0], pattern.length, dtype=torch.int32)
-        for residue, strip in enumerate(strips):
-            bounds[0, :, residue::step] = strip.first
-            bounds[1, :, residue::step] = strip.last
-        variants.append(bounds)
-    return torch.stack(variants, dim=1)
-
-
-def _hidden(pattern: Pattern) -> Tensor | None:
-    """What the band never shows: holes, and global keys, which are a list of their own. bool (B, N)."""
-    if pattern.holes is None or pattern.is_global is None:
-        return pattern.is_global if pattern.holes is None else pattern.holes
-    return pattern.holes | pattern.is_global
 
 
 def _int32(tensor: Tensor) -> Tensor:
@@ -230,7 +208,8 @@ def _library() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-    library.longspan_scratch_bytes.restype = ctypes.c_int64
+    library.longspan_scratch_bytes.restype = library.longspan_call_bytes.restype = ctypes.c_int64
+    assert library.longspan_call_bytes() == ctypes.sizeof(_Call), "call.h and _Call differ"
     return library
 
 

@@ -106,25 +106,22 @@ void forward(const Call& call) {
   const int64_t share = call.batch * call.heads * call.length / (4 * threads());
   const auto band = band_units(call, up(std::clamp<int64_t>(share, kBlock, kSegment), kBlock));
   const auto global = runs(call, call.globals, kBlock);
-  const int64_t count = band.size();
   const Need need{false, true, false};
-  run<Worker>(call, count + global.size(), [&](Worker& worker, int64_t i) {
-    if (i < count) {
-      const Unit& unit = band[i];
-      const Rows rows = strip_rows(call, unit.batch, unit.head, unit.residue);
-      const Keys keys = band_keys(call, rows), columns = column_keys(call, rows);
-      const Range range = range_of(rows, keys, unit.begin, unit.end);
-      const Range global_range = call.globals ? range_of(rows, columns, unit.begin, unit.end) : Range{0, 0};
-      if (!range.empty()) worker.pack(worker.band, rows, keys, range, need);
-      if (!global_range.empty()) worker.pack(worker.columns, rows, columns, global_range, need);
-      for (int64_t row = unit.begin; row < unit.end; row += kBlock) {
-        const int64_t size = std::min<int64_t>(kBlock, unit.end - row);
-        worker.take_block(rows, row, false, false);
-        worker.begin_forward();
-        if (!range.empty()) worker.attend(Sight(rows, keys, row, size), worker.band);
-        if (!global_range.empty()) worker.attend(Sight(rows, columns, row, size), worker.columns);
-        worker.end_forward();
-      }
+  run<Worker>(call, band.size(), [&](Worker& worker, int64_t i) {
+    const Unit& unit = band[i];
+    const Rows rows = strip_rows(call, unit.batch, unit.head, unit.residue);
+    const Keys keys = band_keys(call, rows), columns = column_keys(call, rows);
+    const Range range = range_of(rows, keys, unit.begin, unit.end);
+    const Range global_range = call.globals ? range_of(rows, columns, unit.begin, unit.end) : Range{0, 0};
+    if (!range.empty()) worker.pack(worker.band, rows, keys, range, need);
+    if (!global_range.empty()) worker.pack(worker.columns, rows, columns, global_range, need);
+    for (int64_t row = unit.begin; row < unit.end; row += kBlock) {
+      const int64_t size = std::min<int64_t>(kBlock, unit.end - row);
+      worker.take_block(rows, row, false, false);
+      worker.begin_forward();
+      if (!range.empty()) worker.attend(Sight(rows, keys, row, size), worker.band);
+      if (!global_range.empty()) worker.attend(Sight(rows, columns, row, size), worker.columns);
+      worker.end_forward();
     }
   });
   // Global rows overwrite what the band left at their places.
@@ -218,24 +215,32 @@ void units_backward(const Call& call, const std::vector<Unit>& units, bool fused
   }
 }
 
-// The gradients of the band's keys, chunk by chunk, from all rows that see them.
+// The gradients of a chunk of keys, which begins at a whole panel, from those of the rows [first, last) that see it.
+template <class Worker>
+void chunk_backward(Worker& worker, const Rows& rows, const Keys& keys, Range chunk, int64_t first, int64_t last,
+                    const Tensor& grad_key, const Tensor& grad_value) {
+  worker.pack(worker.band, rows, keys, chunk, {false, false, true});
+  for (int64_t row = first; row < last; row += kBlock) {
+    const Sight sight(rows, keys, row, std::min<int64_t>(kBlock, rows.places.count - row));
+    if (sight.high <= chunk.begin || sight.low >= chunk.end) continue;
+    worker.take_block(rows, row, true, true);
+    worker.begin_backward();
+    worker.differentiate(sight, worker.band, false, true);
+  }
+  worker.put_key_gradients(worker.band, rows, keys, grad_key, grad_value);
+}
+
+// The gradients of the band's keys.
 template <class Worker>
 void keys_backward(const Call& call) {
-  const auto chunks = band_units(call, kChunk);  // whole panels
+  const auto chunks = band_units(call, kChunk);
   run<Worker>(call, chunks.size(), [&](Worker& worker, int64_t i) {
     const Unit& unit = chunks[i];
     const Rows rows = strip_rows(call, unit.batch, unit.head, unit.residue);
-    const Keys keys = band_keys(call, rows);
-    worker.pack(worker.band, rows, keys, {unit.begin, unit.end}, {false, false, true});
-    const int64_t from = down(std::max<int64_t>(unit.begin - call.window, 0), kBlock);
-    for (int64_t row = from; row < std::min(unit.end + call.window, rows.places.count); row += kBlock) {
-      const Sight sight(rows, keys, row, std::min<int64_t>(kBlock, rows.places.count - row));
-      if (sight.high <= unit.begin || sight.low >= unit.end) continue;
-      worker.take_block(rows, row, true, true);
-      worker.begin_backward();
-      worker.differentiate(sight, worker.band, false, true);
-    }
-    worker.put_key_gradients(worker.band, rows, keys, call.grad_key, call.grad_value);
+    const int64_t first = down(std::max<int64_t>(unit.begin - call.window, 0), kBlock);
+    const int64_t last = std::min(unit.end + call.window, rows.places.count);
+    chunk_backward(worker, rows, band_keys(call, rows), {unit.begin, unit.end}, first, last, call.grad_key,
+                   call.grad_value);
   });
 }
 
@@ -280,16 +285,8 @@ void backward(const Call& call) {
   run<Worker>(call, chunks.size(), [&](Worker& worker, int64_t i) {
     const Unit& unit = chunks[i];
     const Rows rows = global_rows(call, unit.batch, unit.head);
-    const Keys keys = sequence_keys(call, rows);
-    worker.pack(worker.band, rows, keys, {unit.begin, unit.end}, {false, false, true});
-    for (int64_t row = 0; row < rows.places.count; row += kBlock) {
-      const Sight sight(rows, keys, row, std::min<int64_t>(kBlock, rows.places.count - row));
-      if (sight.high <= unit.begin || sight.low >= unit.end) continue;
-      worker.take_block(rows, row, true, true);
-      worker.begin_backward();
-      worker.differentiate(sight, worker.band, false, true);
-    }
-    worker.put_key_gradients(worker.band, rows, keys, call.grad_key_global, call.grad_value_global);
+    chunk_backward(worker, rows, sequence_keys(call, rows), {unit.begin, unit.end}, 0, rows.places.count,
+                   call.grad_key_global, call.grad_value_global);
   });
 }
 
@@ -326,6 +323,9 @@ extern "C" int longspan_forward(const longspan::Call* call) {
 extern "C" int longspan_backward(const longspan::Call* call) {
   return longspan::with_worker(*call, [&](auto worker) { longspan::backward<typename decltype(worker)::type>(*call); });
 }
+
+// So that the caller can see that its structure is this one.
+extern "C" int64_t longspan_call_bytes() { return sizeof(longspan::Call); }
 
 // The most bytes that scratch has held since the last call of this.
 extern "C" int64_t longspan_scratch_bytes() { return longspan::scratch_peak.exchange(longspan::scratch_now); }

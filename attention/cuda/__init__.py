@@ -27,7 +27,7 @@ from torch import Tensor
 
 from attention import dropout
 from attention.cuda.configurations import INTERPRETER, Configuration, configuration, padded
-from attention.pattern import Intervals
+from attention.pattern import Intervals, interleave
 from attention.problem import Gradients, Problem
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -224,10 +224,9 @@ class Attention:
         return strips
 
     def _local_rows(self, strips: Strips) -> dict[str, Any]:
-        bands = [self.pattern.band(residue, strips.dilation) for residue in range(strips.dilation)]
         return {
-            **_table(_interleaved(bands, self.length)),
-            "HIDDEN": self._hidden,
+            **_table(self.pattern.band_by_position(strips.dilation)),
+            "HIDDEN": _flags(self.pattern.hidden),
             "INDEX": None,
             "tokens": self.length,
             "split": 0,
@@ -256,8 +255,8 @@ class Attention:
         bands = [self.pattern.band(residue, strips.dilation) for residue in range(strips.dilation)]
         seen_by = [transposed(band, band.first.shape[1]) for band in bands]
         return {
-            **_table(_interleaved(seen_by, self.length)),
-            "HIDDEN": self._hidden,
+            **_table(interleave(seen_by, self.length)),
+            "HIDDEN": _flags(self.pattern.hidden),
             "INDEX": None,
             "KEY_INDEX": None,
             "rows": self.length,
@@ -293,14 +292,6 @@ class Attention:
             "split": 0,
             "ACCUMULATE": True,
         }
-
-    @functools.cached_property
-    def _hidden(self) -> Tensor | None:
-        """Keys that no local row sees in its strip: holes, and global keys, which are columns of their own."""
-        holes, is_global = self.pattern.holes, self.pattern.is_global
-        if holes is None or is_global is None:
-            return _flags(is_global if holes is None else holes)
-        return _flags(holes | is_global)
 
     # Launching, and what comes back.
 
@@ -367,16 +358,6 @@ def transposed(intervals: Intervals, keys: int) -> Intervals:
         torch.searchsorted(last.contiguous(), key, right=True),
         torch.searchsorted(first.contiguous(), key, right=True),
     )
-
-
-def _interleaved(strips: list[Intervals], length: int) -> Intervals:
-    """The intervals of all strips of a dilation, one after another by residue, at the tokens' positions."""
-    if len(strips) == 1:
-        return strips[0]
-    first, last = (strips[0].first.new_empty(strips[0].first.shape[0], length) for _ in range(2))
-    for residue, strip in enumerate(strips):
-        first[:, residue :: len(strips)], last[:, residue :: len(strips)] = strip.first, strip.last
-    return Intervals(first, last)
 
 
 def _table(intervals: Intervals) -> dict[str, Any]:

@@ -9,7 +9,6 @@ GPU can.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +42,11 @@ ALL_FEATURES: dict[str, Any] = {
     "padding": "holes",
     "dropout_p": 0.2,
 }
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # NumPy's, of products that wrap and of infinities
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever is allocated without filling holds NaN."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    # NumPy's, of products that wrap and of infinities
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
 
 
 def use_blocks(patch: pytest.MonkeyPatch, block_m: int, block_n: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from tests.attention.cases import Case, cases, make, on_the_cpu, widest_dtype
 from tests.attention.dense import dense_attention
 
 NAMES = on_the_cpu()
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 ALL_FEATURES: dict[str, Any] = {
     "dilation": [1, 2, 2],
     "heads": 3,
@@ -39,15 +39,6 @@ def assert_equal(case: Case, backend: str) -> None:
         else:
             scale = max(1.0, float(truth.abs().max())) if truth.numel() else 1.0
             torch.testing.assert_close(found.double(), truth, atol=1e-5 * scale, rtol=0)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever a backend allocates without filling holds NaN."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("backend", NAMES)
