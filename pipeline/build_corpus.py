@@ -145,11 +145,10 @@ class _Stages:
         missing = [unit for unit in units if unit.id not in records]
         # Two chunks with the same content are one unit: run once, read twice.
         missing = list({unit.id: unit for unit in missing}.values())
-        progress = Progress(stage, len(units), len(records), sum(unit.size for unit in missing))
-        for unit, record in self._runner.run(missing, self._stores):
-            records[unit.id] = record
-            progress.advance(unit.size)
-        progress.end()
+        with Progress(stage, len(units), len(records), sum(unit.size for unit in missing)) as progress:
+            for unit, record in self._runner.run(missing, self._stores):
+                records[unit.id] = record
+                progress.advance(unit.id, unit.size, record.seconds)
         self.seconds[stage] = sum(record.seconds for record in records.values())
         return [records[unit.id] for unit in units]
 
