@@ -21,7 +21,7 @@ from pipeline.stages.plan import SourcePlan, make_plan
 from pipeline.stages.seal import REPORT, seal
 from pipeline.stages.select import SelectUnit
 from pipeline.stages.split import within_limit
-from pipeline.storage import LOCK, Storage, Stores, open_storage
+from pipeline.storage import Stores, open_storage
 from pipeline.units import Record, Unit, find_record
 
 WORK = "longspan-work"
@@ -76,7 +76,7 @@ def build(options: argparse.Namespace) -> None:
     _refuse_relative(options)
     output = open_storage(options.output)
     # A folder of the build's own in either case: it is removed at the end, with all that is in it.
-    work = Storage(open_storage(options.work).root / WORK if options.work else output.root / ".work")
+    work = open_storage(options.work).under(WORK) if options.work else output.under(".work")
     loaded = load_config(options.config)
     plans = make_plan(loaded, options.limit)
     if options.plan:
@@ -85,7 +85,7 @@ def build(options: argparse.Namespace) -> None:
     stores = Stores(work=work, output=output)
     identity = identify(loaded, options.limit, plans)
     if is_finished(output, identity) and output.size(BEGUN) is None:
-        say(f"{output.root} holds this corpus already; nothing to do")
+        say(f"{output.uri} holds this corpus already; nothing to do")
         return
     with output.locked():
         # Asked again, since another build may have ended by now; or one was killed between manifest and end.
@@ -93,18 +93,18 @@ def build(options: argparse.Namespace) -> None:
         if not finished:
             begin(output, identity)
         with work.locked():
-            manifest = read_manifest(output.root) if finished else _build(loaded, options, plans, stores)
+            manifest = read_manifest(output.uri) if finished else _build(loaded, options, plans, stores)
             _end(stores, options.keep_work)
     sizes = ", ".join(f"{split['sequences']:,} {name}" for name, split in manifest["splits"].items())
-    say(f"sealed  {output.root}: {sizes} sequences of {manifest['sequence_length']:,} tokens")
-    say(f"        see {output.path(REPORT)}")
+    say(f"sealed  {output.uri}: {sizes} sequences of {manifest['sequence_length']:,} tokens")
+    say(f"        see {output.where(REPORT)}")
 
 
 def _build(
     loaded: LoadedConfig, options: argparse.Namespace, plans: Sequence[SourcePlan], stores: Stores
 ) -> dict[str, Any]:
     config, tokenizer = loaded.config, loaded.tokenizer
-    tokenizer.save(stores.work.path(tokenizer_folder(tokenizer.fingerprint)))
+    tokenizer.save(stores.work.where(tokenizer_folder(tokenizer.fingerprint)))
     stages = _Stages(stores, options.local, options.max_cpus)
     try:
         split_all = iter(stages.run("split", [unit for plan in plans for unit in plan.units]))
@@ -161,7 +161,6 @@ def _end(stores: Stores, keep_work: bool) -> None:
     if not keep_work:
         stores.work.destroy()
     stores.output.remove(BEGUN)
-    stores.output.remove(LOCK)
 
 
 def _refuse_relative(options: argparse.Namespace) -> None:

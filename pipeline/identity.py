@@ -10,11 +10,11 @@ from typing import Any
 
 from pipeline.config import LoadedConfig
 from pipeline.errors import BuildError
-from pipeline.shards import MANIFEST, CorpusError, is_temporary, open_corpus, read_manifest
+from pipeline.shards import MANIFEST, CorpusError, open_corpus, read_manifest
 from pipeline.stages.plan import SourcePlan
 from pipeline.stages.seal import describe_inputs, sealed_beside_shards
 from pipeline.stages.select import SPLITS
-from pipeline.storage import LOCK, Storage
+from pipeline.storage import Storage
 
 BEGUN = "build.json"
 """In the output from the begin of a build to its end."""
@@ -39,7 +39,7 @@ def is_finished(output: Storage, identity: Mapping[str, Any]) -> bool:
     """Whether the output is this corpus, sealed. BuildError where it is another one, or no corpus at all."""
     if output.size(MANIFEST) is not None:
         with _damage_named(output, MANIFEST):
-            manifest = read_manifest(output.root)
+            manifest = read_manifest(output.uri)
             sealed = {
                 "config": manifest["config"],
                 "limit": manifest["limit"],
@@ -49,18 +49,18 @@ def is_finished(output: Storage, identity: Mapping[str, Any]) -> bool:
         _refuse_other(output, "holds", sealed, identity)
         with _damage_named(output, MANIFEST):
             for split in SPLITS:
-                open_corpus(output.root, split)
+                open_corpus(output.uri, split)
             for name in sealed_beside_shards(source["name"] for source in manifest["sources"]):
                 if output.size(name) is None:
-                    raise CorpusError(f"{output.path(name)}: missing")
+                    raise CorpusError(f"{output.where(name)}: missing")
         return True
     if output.size(BEGUN) is not None:
         with _damage_named(output, BEGUN):
             # Inputs may have been put right since: unfinished, nothing of the old ones is in the result.
             begun = {**json.loads(output.read(BEGUN)), "inputs": identity["inputs"]}
         _refuse_other(output, "was begun as", begun, identity)
-    elif output.root.exists() and not _is_free(output):
-        raise BuildError(f"{output.root}: exists and is no corpus; expected a new or an empty folder")
+    elif not output.is_empty():
+        raise BuildError(f"{output.uri}: exists and is no corpus; expected a new or an empty folder")
     return False
 
 
@@ -70,15 +70,8 @@ def _damage_named(output: Storage, name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
-        found = error if isinstance(error, CorpusError) else f"{output.path(name)}: not readable: {error!r}"
-        raise BuildError(f"{found}; {output.root} was damaged: remove it and build it again") from error
-
-
-def _is_free(output: Storage) -> bool:
-    """Whether nothing is in the output but what a build left that was killed before it could say what it was."""
-    return output.root.is_dir() and all(
-        is_temporary(path.name) or path.name == LOCK for path in output.root.iterdir()
-    )
+        found = error if isinstance(error, CorpusError) else f"{output.where(name)}: not readable: {error!r}"
+        raise BuildError(f"{found}; {output.uri} was damaged: remove it and build it again") from error
 
 
 def _refuse_other(output: Storage, verb: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -86,7 +79,7 @@ def _refuse_other(output: Storage, verb: str, there: Mapping[str, Any], here: Ma
     if differences:
         listed = "\n".join(f"  {difference}" for difference in differences[:20])
         raise BuildError(
-            f"{output.root} {verb} another corpus; choose another --output, or remove it. There and here:\n{listed}"
+            f"{output.uri} {verb} another corpus; choose another --output, or remove it. There and here:\n{listed}"
         )
 
 

@@ -85,7 +85,7 @@ def execute(unit: Unit, stores: Stores) -> Record:
         record = Record(result.files, result.facts, round(time.process_time() - started, 3))
         stores.work.publish(_record_name(unit), json.dumps(asdict(record)).encode())
     except OSError as error:
-        where = error.filename or stores.work.root
+        where = error.filename or stores.work.uri
         raise BuildError(f"{where}: {error.strerror or error} (in stage {unit.stage})") from error
     return record
 

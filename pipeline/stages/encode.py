@@ -90,10 +90,10 @@ class EncodeUnit:
         return self.chunk.text_bytes
 
     def run(self, stores: Stores) -> Record:
-        tokenizer = _tokenizer(str(stores.work.path(tokenizer_folder(self.tokenizer_fingerprint))))
+        tokenizer = _tokenizer(stores.work.where(tokenizer_folder(self.tokenizer_fingerprint)))
         assert tokenizer.fingerprint == self.tokenizer_fingerprint
         encoded = _Encoded(token_dtype(tokenizer.vocabulary_size))
-        chunk = stores.work.open_arrow(self.chunk.name, self.chunk.sha256).slice(0, self.take)
+        chunk = stores.work.open_arrow(self.chunk.name, self.chunk.sha256).get_batch(0).slice(0, self.take)
         batch: list[Document] = []
         size = 0
         for document in _documents(chunk):

@@ -84,7 +84,7 @@ class PackUnit:
         return f"{self.split}/{self.number:05d}.arrow"
 
     def run(self, stores: Stores) -> Record:
-        keep = _KeepList(stores.work.open_arrow(self.keep.name, self.keep.sha256))
+        keep = _KeepList(stores.work.open_arrow(self.keep.name, self.keep.sha256).get_batch(0))
         files = _TokenFiles(stores.work, self.tables)
         begin = self.first * self.layout.stream_tokens
         end = min(begin + self.sequences * self.layout.stream_tokens, keep.end)
@@ -204,7 +204,7 @@ class _TokenFiles:
     def _file(self, number: int) -> "_TokenFile":
         if number not in self._open:
             file = self._tables[number].tokens
-            self._open[number] = _TokenFile(self._work.open_arrow(file.name, file.sha256))
+            self._open[number] = _TokenFile(self._work.open_arrow(file.name, file.sha256).get_batch(0))
         return self._open[number]
 
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import LoadedConfig
-from pipeline.errors import BuildError
 from pipeline.report import render_report
-from pipeline.shards import FORMAT_VERSION, MANIFEST, file_sha256, is_temporary
+from pipeline.shards import FORMAT_VERSION, MANIFEST
 from pipeline.stages.plan import SourcePlan
 from pipeline.stages.select import SPLITS
-from pipeline.storage import Stores, changed
+from pipeline.storage import Stores
 from pipeline.tokenizer import TOKENIZER_FILES
 from pipeline.units import VERSIONS, PublishedFile, Record
 
@@ -130,7 +129,7 @@ def seal(
         "limit": limit,
         "versions": VERSIONS,
     }
-    tokenizer.save(stores.output.root)
+    tokenizer.save(stores.output.uri)
     stores.output.publish(REPORT, render_report(manifest, seconds).encode())
     stores.output.publish(MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     return manifest
@@ -178,17 +177,16 @@ def _split_entry(split: str, packed: Sequence[Record]) -> dict[str, Any]:
 
 def _check_shards(shards: Sequence[PublishedFile], stores: Stores) -> None:
     for shard in shards:
-        found = file_sha256(stores.output.path(shard.name))
-        if found != shard.sha256:
-            raise BuildError(changed(stores.output.path(shard.name), found, shard.sha256))
+        stores.output.verify(shard.name, shard.sha256)
 
 
 def _remove_leftovers(shards: Sequence[PublishedFile], stores: Stores) -> None:
     """Removes what killed runs have left: temporary files, and shards of an unfinished build of more inputs."""
+    stores.output.remove_leftovers()
     names = {shard.name for shard in shards}
-    for folder in (*SPLITS, "quarantine", "."):
-        for name in stores.output.list(folder):
-            if is_temporary(name) or (name not in names and _SHARD.fullmatch(name)):
+    for split in SPLITS:
+        for name in stores.output.list(split):
+            if name not in names and _SHARD.fullmatch(name):
                 stores.output.remove(name)
 
 

@@ -120,7 +120,7 @@ class _Documents:
     def read(cls, stores: Stores, unit: SelectUnit) -> "_Documents":
         columns: dict[str, list[np.ndarray]] = {}
         for number, table in enumerate(unit.tables):
-            batch = stores.work.open_arrow(table.table.name, table.table.sha256)
+            batch = stores.work.open_arrow(table.table.name, table.table.sha256).get_batch(0)
             for name in batch.schema.names:
                 columns.setdefault(name, []).append(batch.column(name).to_numpy())
             rows = np.arange(batch.num_rows, dtype=np.int32)

@@ -19,7 +19,7 @@ from pipeline.shards import Corpus, open_corpus
 from pipeline.sources import SOURCES
 from pipeline.sources.reading import accepts, read_documents
 from pipeline.stages.select import SelectUnit
-from pipeline.storage import Storage, Stores
+from pipeline.storage import LocalStorage, Lock, Stores
 from pipeline.tokenizer import load_tokenizer
 from pipeline.units import Record
 from tests.pipeline.conftest import build, command, contents, words, write_config, write_jsonl, write_tar
@@ -450,7 +450,7 @@ def test_two_builds_do_not_write_to_one_folder(
     shared: str, small_config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "corpus" if shared == "output" else tmp_path / "work/longspan-work"
-    with Storage(folder).locked():
+    with LocalStorage(folder).locked():
         assert build(small_config, tmp_path / "corpus", "--work", str(tmp_path / "work")) == 2
         assert f"{folder}: another build is writing here" in capsys.readouterr().err
         assert [path.name for path in folder.iterdir()] == [".lock"]
@@ -463,25 +463,31 @@ def test_a_build_does_not_overwrite_what_another_finished_meanwhile(
     small_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between its first look at the output and its lock."""
-    locked = Storage.locked
+    locked = LocalStorage.locked
 
-    def late(storage: Storage) -> AbstractContextManager[None]:
-        monkeypatch.setattr(Storage, "locked", locked)
+    def late(storage: LocalStorage) -> AbstractContextManager[Lock]:
+        monkeypatch.setattr(LocalStorage, "locked", locked)
         assert build({**small_config, "seed": 4}, tmp_path / "corpus") == 0
         return locked(storage)
 
-    monkeypatch.setattr(Storage, "locked", late)
+    monkeypatch.setattr(LocalStorage, "locked", late)
     assert build(small_config, tmp_path / "corpus") == 2
     assert json.loads((tmp_path / "corpus/manifest.json").read_text())["config"]["seed"] == 4
 
 
 @pytest.mark.parametrize(
-    "what", ["split/*0.arrow", "encode/*.tokens.arrow", "encode/*.table.arrow", "select/*.train.arrow"]
+    ("what", "is_read"),
+    [
+        ("split/*0.arrow", True),
+        ("encode/*.tokens.arrow", True),
+        ("encode/*.table.arrow", False),
+        ("select/*.train.arrow", True),
+    ],
 )
 def test_a_changed_byte_in_the_work_is_not_sealed(
-    what: str, small_config: dict[str, Any], tmp_path: Path
+    what: str, is_read: bool, small_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Records were once believed if the sizes of their files agreed. So was a record that was torn itself."""
+    """Who reads a changed file says so and removes it, and the same command goes on; so it does with torn records."""
     work = ["--work", str(tmp_path / "work"), "--keep-work"]
     assert build(small_config, tmp_path / "one", *work) == 0
     for path in (tmp_path / "work/longspan-work").glob(what):
@@ -491,7 +497,11 @@ def test_a_changed_byte_in_the_work_is_not_sealed(
     for stage in ("encode", "pack"):
         record = min((tmp_path / "work/longspan-work" / stage).glob("*.json"))
         record.write_bytes(record.read_bytes()[:-20])
-    assert build(small_config, tmp_path / "two", *work) == 0
+    codes = [build(small_config, tmp_path / "two", *work)]
+    while codes[-1] == 2 and len(codes) < 20:
+        codes.append(build(small_config, tmp_path / "two", *work))
+    assert codes[-1] == 0
+    assert (len(codes) > 1) == is_read
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
@@ -506,7 +516,7 @@ def test_a_file_that_changes_during_the_build_is_named(
     run = SelectUnit.run
 
     def change_first(unit: SelectUnit, stores: Stores) -> Record:
-        path = stores.work.path(unit.tables[0].tokens.name)
+        path = Path(stores.work.where(unit.tables[0].tokens.name))
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)

@@ -14,7 +14,7 @@ from pipeline.decisions import decision_hash, text_hash, threshold
 from pipeline.stages.encode import TABLE_SCHEMA
 from pipeline.stages.pack import Layout, PackUnit, cut_pieces, lay_out
 from pipeline.stages.select import KEEP_SCHEMA, SPLITS, SelectUnit, Table
-from pipeline.storage import Storage, Stores
+from pipeline.storage import LocalStorage, Stores
 from pipeline.units import PublishedFile
 
 BOS, PAD, EOS = 0, 1, 2
@@ -94,7 +94,7 @@ def test_selection(
 def _check_selection(
     folder: Path, documents: list[tuple[int, int, int, int]], budget: int | None, fraction: Fraction
 ) -> None:
-    stores = Stores(Storage(folder), Storage(folder))
+    stores = Stores(LocalStorage(folder), LocalStorage(folder))
     sources = ("first", "second")
     rows: dict[tuple[int, int], list[tuple[int, ...]]] = {}
     for number, (source, table, text, tokens) in enumerate(documents):
@@ -149,7 +149,7 @@ def _check_selection(
     expected = {"train": [d for d in kept if d not in held], "validation": held}
     for split, file in zip(SPLITS, record.files, strict=True):
         assert file.name == f"select/{unit.id}.{split}.arrow"
-        batch = stores.work.open_arrow(file.name, file.sha256)
+        batch = stores.work.open_arrow(file.name, file.sha256).get_batch(0)
         assert batch.schema == KEEP_SCHEMA
         start = 0
         wanted = []
