@@ -25,9 +25,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.deduplicate import Deduplicate
 from pipeline.errors import ConfigError, InputError
 from pipeline.fetch import Input, find_inputs
 from pipeline.filters import Filter
+from pipeline.shares import Share
 from pipeline.sources import SOURCES
 from pipeline.sources.reading import accepts
 from pipeline.sources.source import Source
@@ -39,23 +41,8 @@ _UPLOADED = (
 )
 
 
-def _fraction(value: object) -> object:
-    """A share as the YAML spells it: 0.25, or "1/3", which no decimal number is."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        try:
-            return Fraction(str(value))
-        except (ValueError, ZeroDivisionError):
-            pass
-    if isinstance(value, Fraction):
-        return value
-    raise ValueError('expected a number or a fraction such as "1/3"')
-
-
 def _list(value: object) -> object:
     return [value] if isinstance(value, str) else value
-
-
-Share = Annotated[Fraction, BeforeValidator(_fraction), Field(ge=0, le=1)]
 
 
 class SourceConfig(BaseModel):
@@ -135,6 +122,7 @@ class Config(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides sample, order, budget and split."""
     filters: tuple[Filter, ...] = ()
+    deduplicate: Deduplicate = Deduplicate()
     validation_fraction: Share = Fraction(1, 100)
     """The fraction of documents held out as the validation split, by the hash of their text. Unless it is 0
     there is at least one from two kept documents on, and at least one stays in train."""
