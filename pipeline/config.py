@@ -31,7 +31,7 @@ from pipeline.fetch import Input, find_inputs
 from pipeline.filters import Filter
 from pipeline.shares import Share
 from pipeline.sources import SOURCES
-from pipeline.sources.reading import accepts
+from pipeline.sources.formats import accepts
 from pipeline.sources.source import Source
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 

@@ -1,11 +1,14 @@
-"""A document, and what stands in the place of one that could not be read."""
+"""A document, what stands in the place of one that could not be read, and the place behind either."""
 
 from dataclasses import dataclass
 
 INVALID_UTF8 = "invalid_utf8"
 INVALID_JSON = "invalid_json"
+INVALID_XML = "invalid_xml"
 NO_TEXT = "no_text"
 TOO_LARGE = "too_large"
+NESTED_ARCHIVE = "nested_archive"
+NOT_A_FILE = "not_a_file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,35 @@ class Quarantined:
     position: str
     reason: str
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place between two documents of an input, from which reading can go on. Three numbers, so that a record
+    can hold it."""
+
+    member: int = 0
+    """Members of an archive that lie before it whole; 1 behind the only document of a file."""
+    offset: int = 0
+    """Bytes of the member, or of a file that is no archive, that lie before it, uncompressed; 0 in a parquet
+    file."""
+    number: int = 0
+    """Lines, rows or pages of the member that lie before it: they name documents that have no id."""
+
+
+START = Position()
+
+
+def invalid_utf8(position: str, error: UnicodeDecodeError) -> Quarantined:
+    return Quarantined(position, INVALID_UTF8, f"{error.reason} at byte {error.start}")
+
+
+def too_large(position: str, maximum: int) -> Quarantined:
+    return Quarantined(position, TOO_LARGE, f"more than {maximum:,} bytes")
+
+
+class Dropped(Exception):
+    """The text is none that a corpus wants. Its one argument is the reason that it is counted under."""
 
 
 def readable_name(name: str) -> str:

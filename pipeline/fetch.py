@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.documents import readable_name
 from pipeline.errors import InputError
 from pipeline.shards import file_sha256
+from pipeline.storage import Storage
 
 _HUB = "hf://datasets/"
 _Result = TypeVar("_Result")
@@ -60,7 +61,7 @@ def with_version(item: Input) -> Input:
     return replace(item, bytes=size, version=version)
 
 
-def open_input(item: Input) -> BinaryIO:
+def open_input(item: Input, work: Storage | None = None) -> BinaryIO:
     """A binary stream of the input's bytes as they are stored: no decompression."""
     scheme = _scheme(item.uri)
     if scheme == "":
@@ -81,13 +82,18 @@ class SizedStream(io.RawIOBase):
     """A sequential stream that knows how long it must be: a connection that ends early is an error, not the
     end of the file."""
 
-    def __init__(self, stream: BinaryIO, item: Input) -> None:
+    def __init__(self, stream: BinaryIO, item: Input, offset: int) -> None:
         self._stream = stream
         self._item = item
-        self._read = 0
+        self._read = offset
+        if offset:
+            stream.seek(offset)
 
     def readable(self) -> bool:
         return True
+
+    def tell(self) -> int:
+        return self._read
 
     def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
         try:
@@ -104,9 +110,9 @@ class SizedStream(io.RawIOBase):
         return len(content)
 
 
-def sequential(stream: BinaryIO, item: Input) -> BinaryIO:
-    """`stream` buffered and checked against the input's size."""
-    return cast(BinaryIO, io.BufferedReader(SizedStream(stream, item), buffer_size=1 << 20))
+def sequential(stream: BinaryIO, item: Input, offset: int = 0) -> BinaryIO:
+    """`stream` from a byte of it on, buffered and checked against the input's size."""
+    return cast(BinaryIO, io.BufferedReader(SizedStream(stream, item, offset), buffer_size=1 << 20))
 
 
 def _scheme(uri: str) -> str:
@@ -212,7 +218,7 @@ def _remote_version(uri: str) -> tuple[int, str]:
             return int(headers["Content-Length"]), version
         key = parts.path.lstrip("/")
         if parts.scheme == "s3":
-            import boto3  # type: ignore[import-not-found, unused-ignore]
+            import boto3  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
             answer = boto3.client("s3").head_object(Bucket=parts.netloc, Key=key)
             return answer["ContentLength"], answer["ETag"]

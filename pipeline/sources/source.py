@@ -1,11 +1,12 @@
 """What a kind of source says about itself; `reading` does the reading."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
 from pipeline.documents import decode_text
+from pipeline.sources.streams import Lines
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Source:
     paper: ClassVar[PaperCounts | None] = None
     reads_text_files: ClassVar[bool] = True
     """Whether .txt files hold documents of this kind; .jsonl and .parquet rows always do."""
+    many_in_a_text_file: ClassVar[bool] = False
+    """Whether a .txt file holds many documents, told apart by `text_file`; else it is one."""
+    reads_dumps: ClassVar[bool] = False
+    """Whether .xml files are MediaWiki dumps of documents of this kind."""
     sample: ClassVar[Fraction] = Fraction(1)
     """The fraction of documents kept unless the configuration says otherwise."""
     minimum_tokens: ClassVar[int] = 1
@@ -39,7 +44,7 @@ class Source:
     """Which column of rows holds the text."""
     id_column: str | None = "id"
     """Which column of rows names a document; None where its position does."""
-    maximum_document_bytes: int = 200_000_000
+    maximum_document_bytes: int = 16_000_000
     """A larger document goes to quarantine; no more of it than this is ever held in memory."""
 
     def row(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -49,17 +54,11 @@ class Source:
         named = isinstance(identifier, str | int) and not isinstance(identifier, bool) and identifier != ""
         return (str(identifier) if named else None), (text if isinstance(text, str) else None)
 
-    def text_file(self, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-        """(line, content) of each document in a text file; one document unless a source says otherwise. Of one
-        that is too large, as of a line, the content is a byte more than `maximum_document_bytes`."""
-        content = bytearray()
-        for line in lines:
-            self.extend(content, line)
-        yield 1, bytes(content)
-
-    def extend(self, content: bytearray, line: bytes) -> None:
-        """Adds a line to a document, as far as it is held."""
-        content += line[: self.maximum_document_bytes + 1 - len(content)]
+    def text_file(self, lines: Lines) -> Iterator[tuple[int, bytes]]:
+        """(line, content) of each document in a text file that holds many, for `many_in_a_text_file`. When one
+        is given, `lines` stands behind it. Of one that is too large, as of a line, the content is a byte more
+        than `maximum_document_bytes`."""
+        raise NotImplementedError
 
     def text(self, content: bytes) -> str:
         """The text of a document from a text file. UnicodeDecodeError where it is not UTF-8."""

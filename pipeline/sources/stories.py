@@ -6,11 +6,12 @@ more blank lines), or any other text, which then must fill a line of its own. Lo
 of any length.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import ClassVar
 
 from pipeline.sources.source import PaperCounts, Source
+from pipeline.sources.streams import Lines
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -20,19 +21,21 @@ class Stories(Source):
     paper: ClassVar[PaperCounts | None] = PaperCounts(tokens=2.1e9, mean_length=7_800, share=0.323)
     sample: ClassVar[Fraction] = Fraction(1, 3)
 
-    def text_file(self, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    many_in_a_text_file: ClassVar[bool] = True
+
+    def text_file(self, lines: Lines) -> Iterator[tuple[int, bytes]]:
         if self.separator == "\n":
-            yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip(_BOM).strip())
+            yield from ((lines.number, line) for line in lines if line.strip(_BOM).strip())
             return
         mark = self.separator.strip().encode()
-        first, held = 1, bytearray()
-        for number, line in enumerate(lines, 1):
+        first, held = lines.number + 1, bytearray()
+        for line in lines:
             if line.strip() == mark:
                 if held.strip():
                     yield first, bytes(held)
-                first, held = number + 1, bytearray()
+                first, held = lines.number + 1, bytearray()
             else:
-                self.extend(held, line)
+                held += line[: lines.maximum + 1 - len(held)]
         if held.strip():
             yield first, bytes(held)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.config import LoadedConfig, SourceConfig
 from pipeline.fetch import Input, with_version
-from pipeline.sources.reading import is_small_file
+from pipeline.sources.formats import is_small_file
 from pipeline.stages.split import SplitUnit
 
 

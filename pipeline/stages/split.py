@@ -60,7 +60,7 @@ class SplitUnit:
         reasons: Counter[str] = Counter()
         documents = 0
         for item in self.inputs:
-            for document in read_documents(self.reader, item):
+            for document, _ in read_documents(self.reader, item, stores.work):
                 if isinstance(document, Quarantined):
                     reasons[document.reason] += 1
                     quarantined.append({"source": self.source, **asdict(document)})

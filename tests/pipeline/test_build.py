@@ -17,7 +17,8 @@ from pipeline.documents import Document
 from pipeline.fetch import find_inputs
 from pipeline.shards import Corpus, open_corpus
 from pipeline.sources import SOURCES
-from pipeline.sources.reading import accepts, read_documents
+from pipeline.sources.formats import accepts
+from pipeline.sources.reading import read_documents
 from pipeline.stages.select import SelectUnit
 from pipeline.storage import LocalStorage, Lock, Stores
 from pipeline.tokenizer import load_tokenizer
@@ -31,7 +32,7 @@ def documents_of(config: dict[str, Any]) -> dict[str, str]:
     for entry in config["sources"]:
         kind = SOURCES[entry["kind"]]
         for item in find_inputs([entry["path"]], lambda name, kind=kind: accepts(kind, name)):
-            for document in read_documents(kind(), item):
+            for document, _ in read_documents(kind(), item):
                 if isinstance(document, Document):
                     found[f"{entry['kind']}/{document.id}"] = document.text
     return found

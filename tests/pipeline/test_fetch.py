@@ -18,7 +18,8 @@ from pipeline.documents import Document
 from pipeline.errors import InputError
 from pipeline.fetch import find_inputs, with_version
 from pipeline.sources import SOURCES
-from pipeline.sources.reading import accepts, read_documents
+from pipeline.sources.formats import accepts
+from pipeline.sources.reading import read_documents
 from tests.pipeline.conftest import ROOT, environment, write_config, write_jsonl
 
 
@@ -110,7 +111,7 @@ def read(path: str) -> list[object]:
     source = SOURCES["text"]()
     inputs = [with_version(item) for item in find_inputs([path], lambda name: accepts(SOURCES["text"], name))]
     assert all(item.version and item.bytes for item in inputs)
-    return [document for item in inputs for document in read_documents(source, item)]
+    return [document for item in inputs for document, _ in read_documents(source, item)]
 
 
 def test_a_file_on_a_web_server(server: str) -> None:

@@ -83,7 +83,7 @@ def test_tokens_are_the_reference_s(
     texts = {}
     for entry in sources:
         for item in find_inputs([entry["path"]], lambda name: True):
-            for document in read_documents(SOURCES[entry["kind"]](), item):
+            for document, _ in read_documents(SOURCES[entry["kind"]](), item):
                 if isinstance(document, Document):
                     texts[f"{entry['kind']}/{document.id}"] = document.text
     found: dict[str, list[int]] = {}

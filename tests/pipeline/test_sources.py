@@ -20,14 +20,15 @@ from pipeline.errors import InputError
 from pipeline.fetch import Input, _unique_keys, find_inputs
 from pipeline.sources import SOURCES
 from pipeline.sources.books import strip_gutenberg
-from pipeline.sources.reading import accepts, read_documents
+from pipeline.sources.formats import accepts
+from pipeline.sources.reading import read_documents
 from tests.pipeline.conftest import write_jsonl, write_tar
 
 
 def read(kind: str, *paths: Path | str, **options: Any) -> list[Document | Quarantined]:
     source = SOURCES[kind](**options)
     inputs = find_inputs([str(path) for path in paths], lambda name: accepts(SOURCES[kind], name))
-    return [document for item in inputs for document in read_documents(source, item)]
+    return [document for item in inputs for document, _ in read_documents(source, item)]
 
 
 BOOK = "Title\r\n\r\n*** START OF THIS PROJECT GUTENBERG EBOOK X ***\r\n\r\nIt began.\r\n\r\nIt ended.\r\n"
