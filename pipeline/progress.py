@@ -24,6 +24,8 @@ LONGEST_INTERVAL = 60.0
 SLOWEST_KEPT = 10
 """How many of a stage's slowest units are remembered, for the report."""
 SLOWEST_SAID = 3
+"""How many are named at the end of a stage of more units than that, if the slowest took SLOW seconds."""
+SLOW = 1.0
 SHORTEST_BAR, LONGEST_BAR = 6, 40
 """Columns."""
 
@@ -108,8 +110,9 @@ class Progress:
         self._ended.set()
         self._ticker.join()
         lines = [self._plain() + (", stopped" if stopped else "")]
-        if self._finished - self._earlier > SLOWEST_SAID:
-            lines += [self._about(unit) for unit in self.slowest[:SLOWEST_SAID]]
+        slowest = self.slowest[:SLOWEST_SAID]
+        if self._finished - self._earlier > SLOWEST_SAID and slowest[0].seconds >= SLOW:
+            lines += [self._about(unit) for unit in slowest]
         if self._live:
             lines[0] = lines[0].ljust(self._drawn)
             self._stream.write("\r")
