@@ -1,20 +1,41 @@
 """Where a build keeps its work and its output: everything that the stages do with files goes through `Storage`."""
 
 from pathlib import Path
+from urllib.parse import unquote
 
 from pipeline.errors import BuildError
 from pipeline.storage.interface import LOCK, Lock, Storage, Stores, Writer, changed
 from pipeline.storage.local import LocalStorage
+from pipeline.storage.objects import ObjectStorage
 
-__all__ = ["LOCK", "LocalStorage", "Lock", "Storage", "Stores", "Writer", "changed", "open_storage"]
+__all__ = [
+    "LOCK",
+    "LocalStorage",
+    "Lock",
+    "ObjectStorage",
+    "Storage",
+    "Stores",
+    "Writer",
+    "changed",
+    "open_storage",
+]
 
 
 def open_storage(uri: str) -> Storage:
-    """The storage at a local path. BuildError for schemes this version does not write to."""
-    scheme, separator, _ = uri.partition("://")
-    if separator and scheme != "file":
-        raise BuildError(
-            f"{uri}: cannot write to {scheme}:// yet; expected a local path, or one on a file system that all "
-            "machines of the cluster mount (inputs can be read from s3, gs, https and the hub)"
-        )
-    return LocalStorage(Path(uri.removeprefix("file://")).expanduser().absolute())
+    """The storage at a local path, at file://, or in an object store at s3:// or gs://. Nothing is read or written.
+    BuildError for other schemes, and where no bucket is named."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return LocalStorage(Path(uri).expanduser().absolute())
+    if scheme == "file":
+        path = rest.removeprefix("localhost")
+        if not path.startswith("/"):
+            raise BuildError(f"{uri}: expected file:// and an absolute path, file:///data/corpus")
+        return LocalStorage(Path(unquote(path)).absolute())
+    if scheme not in ("s3", "gs"):
+        raise BuildError(f"{uri}: unknown scheme {scheme}://; expected a local path, file://, s3:// or gs://")
+    bucket, _, prefix = rest.partition("/")
+    prefix = prefix.strip("/")
+    if not bucket or "//" in prefix:
+        raise BuildError(f"{uri}: expected {scheme}://BUCKET/FOLDER")
+    return ObjectStorage(scheme, bucket, prefix)
