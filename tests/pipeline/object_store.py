@@ -20,7 +20,7 @@ from tests.pipeline.gcs_server import BUCKET
 
 STORES = ("moto", "seaweedfs", "gcs")
 # A SeaweedFS that stores objects needs room in volumes; these are small and few.
-_WEED = "-volume.max=20 -master.volumeSizeLimitMB=512 -volume.index=memory -filer -s3 -ip=127.0.0.1 -ip.bind=127.0.0.1"
+_WEED = "-volume.max=20 -master.volumeSizeLimitMB=512 -volume.index=memory -filer -s3 -s3.port.iceberg=0 -s3.port.lance=0 -ip=127.0.0.1 -ip.bind=127.0.0.1"
 _KEYS = '{"identities":[{"name":"t","credentials":[{"accessKey":"key","secretKey":"secret"}],"actions":["Admin"]}]}'
 
 

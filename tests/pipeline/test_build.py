@@ -283,8 +283,8 @@ def test_a_folder_of_something_else_is_refused(
     assert "expected a new or an empty folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     file = write_config(tmp_path / "c.yaml", small_config)
-    assert main(["--config", str(file), "--output", "s3://bucket/corpus"]) == 2
-    assert "cannot write to s3:// yet" in capsys.readouterr().err
+    assert main(["--config", str(file), "--output", "ftp://host/corpus"]) == 2
+    assert "unknown scheme ftp://" in capsys.readouterr().err
 
 
 def test_plan_writes_nothing(
