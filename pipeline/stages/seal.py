@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import LoadedConfig
-from pipeline.report import render_report
+from pipeline.report import BuildFacts, StageFacts, render_report
 from pipeline.shards import FORMAT_VERSION, MANIFEST
 from pipeline.stages.plan import SourcePlan
 from pipeline.stages.select import SPLITS
@@ -130,7 +130,8 @@ def seal(
         "versions": VERSIONS,
     }
     tokenizer.save(stores.output.uri)
-    stores.output.publish(REPORT, render_report(manifest, seconds).encode())
+    facts = BuildFacts(stages=[StageFacts(stage, spent) for stage, spent in seconds.items()])
+    stores.output.publish(REPORT, render_report(manifest, facts).encode())
     stores.output.publish(MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     return manifest
 
