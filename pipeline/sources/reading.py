@@ -39,6 +39,7 @@ from pipeline.documents import (
 from pipeline.errors import BuildError, InputError
 from pipeline.fetch import Input, open_input, sequential
 from pipeline.sources.archives import Member, tar_members, zip_members
+from pipeline.sources.dumps import read_dump
 from pipeline.sources.formats import ROWS, format_of, holds_documents, is_archive
 from pipeline.sources.rows import read_jsonl, read_parquet
 from pipeline.sources.source import Source
@@ -128,8 +129,11 @@ def _read_member(source: Source, name: str, content: BinaryIO, start: Position) 
 
 def _read_plain(source: Source, name: str, stream: BinaryIO, start: Position) -> Read:
     """The documents of a stream that stands at `start`."""
-    if format_of(name)[0] in ROWS:
+    kind, _ = format_of(name)
+    if kind in ROWS:
         yield from read_jsonl(source, name, stream, start)
+    elif kind == ".xml":
+        yield from read_dump(name, stream, start, source.maximum_document_bytes)
     else:
         yield from _read_text(source, name, stream, start)
 

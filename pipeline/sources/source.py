@@ -33,6 +33,8 @@ class Source:
     """Whether a .txt file holds many documents, told apart by `text_file`; else it is one."""
     reads_dumps: ClassVar[bool] = False
     """Whether .xml files are MediaWiki dumps of documents of this kind."""
+    cleaning: ClassVar[str] = ""
+    """Names what `clean` does and the versions it depends on: part of the ids of the units that call it."""
     sample: ClassVar[Fraction] = Fraction(1)
     """The fraction of documents kept unless the configuration says otherwise."""
     minimum_tokens: ClassVar[int] = 1
@@ -63,3 +65,8 @@ class Source:
     def text(self, content: bytes) -> str:
         """The text of a document from a text file. UnicodeDecodeError where it is not UTF-8."""
         return decode_text(content)
+
+    def clean(self, text: str) -> str:
+        """What of a document's text a corpus is made of: without markup, headers, licences. It is done where the
+        documents are tokenised, in parallel, not where they are read. Raises Dropped where it is no document."""
+        return text

@@ -1,4 +1,4 @@
-"""encode: one chunk → filters → sample → tokenise → its token documents in the order of their hash, and a table.
+"""encode: one chunk → clean → filters → sample → tokenise → its token documents by their hash, and a table.
 
 Two Arrow files a chunk, with the same rows in the same order. The *tokens* file has `id` and `tokens`. The
 *table* has what later decisions need, a few bytes a document: see `TABLE_SCHEMA`. Documents that are dropped
@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from pipeline.config import Config, SourceConfig
 from pipeline.decisions import content_id, decision_hash, text_hash, threshold
-from pipeline.documents import Document
+from pipeline.documents import Document, Dropped
 from pipeline.filters import Filter, first_reason
 from pipeline.shards import token_dtype
+from pipeline.sources import SOURCES
 from pipeline.stages.split import Chunk
 from pipeline.storage import Stores
 from pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -53,6 +54,8 @@ class EncodeUnit:
     take: int
     """How many of the chunk's documents to look at, from its start."""
     source: str
+    kind: str
+    """The kind of source, which cleans the texts."""
     sample: Fraction
     minimum_tokens: int
     maximum_tokens: int | None
@@ -70,6 +73,7 @@ class EncodeUnit:
             chunk=chunk,
             take=take,
             source=source.name,
+            kind=source.kind,
             sample=source.sample,
             minimum_tokens=source.minimum_tokens,
             maximum_tokens=source.maximum_tokens,
@@ -82,7 +86,8 @@ class EncodeUnit:
     def id(self) -> str:
         limits = (self.sample, self.minimum_tokens, self.maximum_tokens)
         filters = [item.model_dump(exclude={"sources"}) for item in self.filters]
-        how = (self.source, limits, filters, self.seed, self.tokenizer_fingerprint)
+        cleaning = (self.kind, SOURCES[self.kind].cleaning)
+        how = (self.source, cleaning, limits, filters, self.seed, self.tokenizer_fingerprint)
         return content_id(self.stage, 1, VERSIONS, self.chunk.sha256, self.take, how)
 
     @property
@@ -96,7 +101,13 @@ class EncodeUnit:
         chunk = stores.work.open_arrow(self.chunk.name, self.chunk.sha256).get_batch(0).slice(0, self.take)
         batch: list[Document] = []
         size = 0
-        for document in _documents(chunk):
+        reader = SOURCES[self.kind]()
+        for raw in _documents(chunk):
+            try:
+                document = Document(raw.id, reader.clean(raw.text))
+            except Dropped as dropped:
+                encoded.drop(str(dropped))
+                continue
             reason = self._reason_before_tokens(document, tokenizer)
             if reason is not None:
                 encoded.drop(reason)

@@ -8,6 +8,7 @@ import os
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from tests.pipeline.conftest import write_jsonl, write_tar
 def read(kind: str, *paths: Path | str, **options: Any) -> list[Document | Quarantined]:
     source = SOURCES[kind](**options)
     inputs = find_inputs([str(path) for path in paths], lambda name: accepts(SOURCES[kind], name))
-    return [document for item in inputs for document, _ in read_documents(source, item)]
+    found = (document for item in inputs for document, _ in read_documents(source, item))
+    return [replace(d, text=source.clean(d.text)) if isinstance(d, Document) else d for d in found]
 
 
 BOOK = "Title\r\n\r\n*** START OF THIS PROJECT GUTENBERG EBOOK X ***\r\n\r\nIt began.\r\n\r\nIt ended.\r\n"
