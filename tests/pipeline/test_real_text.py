@@ -85,7 +85,7 @@ def test_tokens_are_the_reference_s(
         for item in find_inputs([entry["path"]], lambda name: True):
             for document, _ in read_documents(SOURCES[entry["kind"]](), item):
                 if isinstance(document, Document):
-                    texts[f"{entry['kind']}/{document.id}"] = document.text
+                    texts[f"{entry['kind']}/{document.id}"] = SOURCES[entry["kind"]]().clean(document.text)
     found: dict[str, list[int]] = {}
     for split in ("train", "validation"):
         for document, _, offset, tokens in pieces(open_corpus(corpus_folder, split, verify=True)):
