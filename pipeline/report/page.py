@@ -129,14 +129,15 @@ def _paper(figure: str) -> str:
 
 
 def _differs(tokens: int, documents: int, total: int, paper: Any) -> str:
-    """In words: how much of the paper's tokens, how much longer or shorter, how many points more or less."""
+    """In words: how many of the paper's tokens, how much longer or shorter, how many points more or less."""
     if not tokens:
         return "nothing is left of it"
     length = tokens / documents / paper.mean_length - 1
     points = 100 * (tokens / total - paper.share)
     ratio = tokens / paper.tokens
     much = f"{ratio:.0%}" if ratio >= 0.01 else f"{ratio:.1g}".replace("e-0", "e-") + " ×"
-    return f"{much} of its tokens; documents {length:+.0%}; share {points:+.1f} points"
+    longer = f"{abs(length):.0%} {'longer' if length > 0 else 'shorter'}"
+    return f"{much} of its tokens; documents {longer}; share {points:+.1f} points"
 
 
 def _fates(sources: Sequence[Source]) -> dict[tuple[str, Fate], tuple[int, int | None]]:

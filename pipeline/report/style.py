@@ -31,7 +31,7 @@ caption { text-align: left; padding-bottom: .4rem; font-size: .88rem; }
 th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
 th { font-weight: 600; font-size: .82rem; color: var(--muted); vertical-align: bottom; }
 tr:last-child td { border-bottom: 0; } th:first-child, td:first-child { padding-left: 0; }
-th:last-child, td:last-child { padding-right: 0; } td { overflow-wrap: normal; } td.t:last-child { min-width: 10rem; }
+th:last-child, td:last-child { padding-right: 0; } td { overflow-wrap: normal; } td.t:last-child { min-width: 13rem; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .mono, code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 code { font-size: .86em; } td code { overflow-wrap: anywhere; }
