@@ -8,6 +8,8 @@
         path: documents                 # a file, folder, glob or URI, or a list of them
     filters:
       - {name: length, minimum_bytes: 200}
+    deduplicate: {near: {threshold: 0.8}}
+    decontaminate: {paths: squad/dev.json}
 
 Local paths are relative to the configuration file; `~` and `$VARIABLE` are expanded. Under `ray job submit
 --working-dir .` the configuration is uploaded but data are not: give absolute paths or URIs there.
@@ -16,7 +18,7 @@ Local paths are relative to the configuration file; `~` and `$VARIABLE` are expa
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -25,10 +27,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.deduplicate import Deduplicate
+from pipeline.decontaminate import Decontaminate
+from pipeline.decontaminate import accepts as is_evaluation_file
+from pipeline.deduplicate import Deduplicate, NearDuplicates
 from pipeline.errors import ConfigError, InputError
 from pipeline.fetch import Input, find_inputs
-from pipeline.filters import Filter
+from pipeline.filters import FILTERS, Filter
 from pipeline.shares import Share
 from pipeline.sources import SOURCES
 from pipeline.sources.formats import accepts
@@ -123,6 +127,7 @@ class Config(BaseModel):
     """Decides sample, order, budget and split."""
     filters: tuple[Filter, ...] = ()
     deduplicate: Deduplicate = Deduplicate()
+    decontaminate: Decontaminate | None = None
     validation_fraction: Share = Fraction(1, 100)
     """The fraction of documents held out as the validation split, by the hash of their text. Unless it is 0
     there is at least one from two kept documents on, and at least one stays in train."""
@@ -159,6 +164,8 @@ class LoadedConfig(BaseModel):
     tokenizer: Tokenizer
     inputs: tuple[tuple[Input, ...], ...]
     """For each source, its files, sorted by key; without versions yet."""
+    evaluation: tuple[Input, ...] = ()
+    """The files of `decontaminate`, likewise."""
 
 
 def load_config(file: str | Path) -> LoadedConfig:
@@ -184,9 +191,10 @@ def load_config(file: str | Path) -> LoadedConfig:
     folder = path.absolute().parent
     tokenizer = _load_tokenizer(data.get("tokenizer"), folder, problems)
     inputs = _find_all_inputs(data.get("sources"), folder, problems)
+    evaluation = _find_evaluation(data.get("decontaminate"), folder, problems)
     if problems or config is None or tokenizer is None:
         raise ConfigError(str(file), problems)
-    return LoadedConfig(config=config, tokenizer=tokenizer, inputs=tuple(inputs))
+    return LoadedConfig(config=config, tokenizer=tokenizer, inputs=tuple(inputs), evaluation=evaluation)
 
 
 def _load_tokenizer(location: object, folder: Path, problems: list[str]) -> Tokenizer | None:
@@ -209,13 +217,28 @@ def _find_all_inputs(sources: object, folder: Path, problems: list[str]) -> Iter
         )
         if not isinstance(kind, str) or kind not in SOURCES or not isinstance(paths, Sequence):
             continue
-        try:
-            expanded = [_expand(path) for path in paths if isinstance(path, str) and path]
-            found.append(tuple(find_inputs(expanded, partial(accepts, SOURCES[kind]), folder)))
-        except InputError as error:
-            hint = _UPLOADED if "no such file" in str(error) else ""
-            problems.append(f"sources[{number}].path: {error}{hint}")
+        accepted = partial(accepts, SOURCES[kind])
+        found.append(_find_inputs(paths, accepted, folder, f"sources[{number}].path", problems))
     return iter(found)
+
+
+def _find_evaluation(section: object, folder: Path, problems: list[str]) -> tuple[Input, ...]:
+    paths = _list(section.get("paths")) if isinstance(section, dict) else None
+    if not isinstance(paths, Sequence):
+        return ()
+    return _find_inputs(paths, is_evaluation_file, folder, "decontaminate.paths", problems)
+
+
+def _find_inputs(
+    paths: Sequence[object], accepted: Callable[[str], bool], folder: Path, key: str, problems: list[str]
+) -> tuple[Input, ...]:
+    try:
+        expanded = [_expand(path) for path in paths if isinstance(path, str) and path]
+        return tuple(find_inputs(expanded, accepted, folder))
+    except InputError as error:
+        hint = _UPLOADED if "no such file" in str(error) else ""
+        problems.append(f"{key}: {error}{hint}")
+        return ()
 
 
 def _expand(path: str) -> str:
@@ -228,22 +251,39 @@ def _expand(path: str) -> str:
 
 def _problem(details: Mapping[str, Any]) -> str:
     """One pydantic error as `key: what was expected; found …`."""
-    location = [part for part in details["loc"] if part not in ("length", "symbols", "repeated_lines")]
+    location = list(details["loc"])
+    if location[:1] == ["filters"] and len(location) > 2:
+        del location[2]  # the filter's name, which pydantic puts where the list has only a number
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     kind, message = details["type"], details["msg"]
     if kind == "missing":
         return f"{key}: missing; this key is needed"
     if kind == "extra_forbidden":
-        return f"{key}: unknown key{_did_you_mean(location)}; found {details['input']!r}"
+        return f"{key}: unknown key{_did_you_mean(details['loc'])}; found {details['input']!r}"
+    if kind == "union_tag_invalid":
+        return f"{key}.name: {_choose(details['ctx']['tag'], FILTERS)}; found {details['ctx']['tag']!r}"
+    if kind == "union_tag_not_found":
+        return f"{key}.name: missing; this key is needed"
     message = message.removeprefix("Value error, ").replace("Input should be", "expected")
     if kind == "value_error" and ("; " in message or ": " in message):
         return f"{key}.{message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}; found {details['input']!r}"
 
 
-def _did_you_mean(location: list[Any]) -> str:
-    model: type[BaseModel] = SourceConfig if location[0] == "sources" else Config
-    if location[0] == "filters":
-        return ""
+def _did_you_mean(location: Sequence[Any]) -> str:
+    model: type[BaseModel] = Config
+    if location[0] == "sources":
+        model = SourceConfig
+    elif location[0] == "filters" and len(location) > 3:
+        model = FILTERS[location[2]]
+    elif location[0] == "deduplicate" and len(location) > 1:
+        model = NearDuplicates if len(location) > 2 else Deduplicate
+    elif location[0] == "decontaminate" and len(location) > 1:
+        model = Decontaminate
     close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
     return f", perhaps {close[0]!r} was meant" if close else f"; known are {', '.join(model.model_fields)}"
+
+
+def _choose(found: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(found), known, n=1)
+    return f"expected {', '.join(known)}" + (f", perhaps {close[0]!r}" if close else "")

@@ -21,3 +21,8 @@ def _fraction(value: object) -> object:
 
 Exact = Annotated[Fraction, BeforeValidator(_fraction)]
 Share = Annotated[Exact, Field(ge=0, le=1)]
+
+
+def exceeds(part: int, share: Fraction, whole: int) -> bool:
+    """Whether part > share · whole, exactly; quicker than in fractions, which find common divisors."""
+    return part * share.denominator > share.numerator * whole
