@@ -6,13 +6,11 @@ from urllib.parse import unquote
 from pipeline.errors import BuildError
 from pipeline.storage.interface import LOCK, Lock, Storage, Stores, Writer, changed
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.objects import ObjectStorage
 
 __all__ = [
     "LOCK",
     "LocalStorage",
     "Lock",
-    "ObjectStorage",
     "Storage",
     "Stores",
     "Writer",
@@ -23,7 +21,7 @@ __all__ = [
 
 def open_storage(uri: str) -> Storage:
     """The storage at a local path, at file://, or in an object store at s3:// or gs://. Nothing is read or written.
-    BuildError for other schemes, and where no bucket is named."""
+    BuildError for other schemes, where no bucket is named, and where a package is missing."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return LocalStorage(Path(uri).expanduser().absolute())
@@ -38,4 +36,9 @@ def open_storage(uri: str) -> Storage:
     prefix = prefix.strip("/")
     if not bucket or "//" in prefix:
         raise BuildError(f"{uri}: expected {scheme}://BUCKET/FOLDER")
+    try:
+        from pipeline.storage.objects import ObjectStorage
+    except ImportError as error:
+        extra = {"s3": "s3", "gs": "gcs"}[scheme]
+        raise BuildError(f"{uri}: needs {error.name}; `pip install 'longspan[{extra}]'` brings it") from error
     return ObjectStorage(scheme, bucket, prefix)

@@ -176,9 +176,12 @@ class Stores:
 
 
 def checked_name(name: str) -> str:
-    """`name`, where it is one that stays inside of its storage; ValueError where not."""
-    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
-        raise ValueError(f"{name!r}: expected a name relative to the storage, parts joined by single slashes")
+    """`name`, where it stays inside of its storage and every kind of storage takes it; else ValueError."""
+    outside = any(part in ("", ".", "..") for part in name.split("/"))
+    if outside or "\\" in name or any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        raise ValueError(
+            f"{name!r}: expected printable parts joined by single slashes, relative to the storage"
+        )
     return name
 
 

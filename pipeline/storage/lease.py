@@ -20,6 +20,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import obstore
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+
 from pipeline.errors import BuildError
 from pipeline.progress import say
 from pipeline.storage.connection import connect, errors_named
@@ -28,6 +31,8 @@ PERIOD = 30.0
 """Seconds after which a lease that nobody renews may be taken over."""
 _RENEWALS = 5
 """In a period."""
+_PATIENCE = 10.0
+"""Seconds for which one renewal is tried."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Lease:
     """Held by this process from `acquire` to `release`. Thread-safe."""
 
     def __init__(self, scheme: str, bucket: str, key: str, where: str) -> None:
-        self._place = (scheme, bucket, PERIOD / 3)
+        self._place = (scheme, bucket, _PATIENCE)
         self._key = key
         self._where = where
         self._token = secrets.token_hex(16)
@@ -55,8 +60,6 @@ class Lease:
 
     def acquire(self) -> None:
         """BuildError where another build holds it, or where the store does not honour conditions."""
-        from obstore.exceptions import AlreadyExistsError
-
         while True:
             try:
                 self._condition = self._put("create")
@@ -73,8 +76,6 @@ class Lease:
 
     def _take_over(self, seen: _Seen) -> bool:
         """Waits for a sign of life of the holder. Whether it is ours now; False where it was released."""
-        from obstore.exceptions import PreconditionError
-
         say(f"{self._where}: {seen.holder} was building here; waiting {seen.period:.0f} s for a sign of life")
         end = time.monotonic() + seen.period
         while time.monotonic() < end:
@@ -95,8 +96,6 @@ class Lease:
 
     def _refuse_unconditional(self) -> None:
         """A store that ignores conditions would let two builds in, unsaid."""
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
         wrong = {key: value for key, value in self._condition.items() if key == "e_tag"}
         wrong = {"e_tag": '"00000000000000000000000000000000"'} if wrong else {}
         if "version" in self._condition and self._place[0] == "gs":
@@ -137,8 +136,6 @@ class Lease:
                 continue  # not reached now: the next one may be, and `check` tells
 
     def _renew(self) -> None:
-        from obstore.exceptions import PreconditionError
-
         with self._mutex:
             if self._lost:
                 return
@@ -152,8 +149,6 @@ class Lease:
                     self._lost = True
 
     def _put(self, mode: Any) -> Any:
-        import obstore
-
         self._count += 1  # each version must have an ETag of its own
         content = {"holder": _holder(), "token": self._token, "renewal": self._count, "period": PERIOD}
         store = connect(*self._place)
@@ -162,8 +157,6 @@ class Lease:
         return _condition(result)
 
     def _look(self) -> _Seen | None:
-        import obstore
-
         store = connect(*self._place)
         try:
             with errors_named(self._where):
@@ -181,8 +174,6 @@ class Lease:
         )
 
     def _delete(self) -> None:
-        import obstore
-
         store = connect(*self._place)
         try:
             with errors_named(self._where):

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,7 +62,8 @@ class LocalStorage(Storage):
         # a long name with an addition is not too long.
         temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
-            with temporary.open("xb") as file:
+            file = temporary.open("xb")
+            try:
                 writer = Writer(file, str(path))
                 yield writer
                 try:
@@ -70,6 +71,9 @@ class LocalStorage(Storage):
                     os.fsync(file.fileno())
                 except OSError as error:
                     raise name_file(error, path)  # noqa: B904 - it is the same error
+            finally:
+                with suppress(OSError):  # of another attempt to write what could not be written
+                    file.close()
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

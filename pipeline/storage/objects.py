@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
+import obstore
 import pyarrow as pa
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.store import GCSStore, S3Store
 
 from pipeline.errors import BuildError
 from pipeline.shards import WrittenFile
@@ -22,9 +25,6 @@ from pipeline.storage.cache import DamagedObject, cached
 from pipeline.storage.connection import connect, errors_named
 from pipeline.storage.interface import LOCK, Lock, Storage, Writer, changed, checked_name
 from pipeline.storage.lease import leased
-
-if TYPE_CHECKING:
-    from obstore.store import GCSStore, S3Store
 
 SINGLE = 32 << 20
 """Bytes up to which an object is written by one conditional request. Larger ones are uploaded in parts, which is
@@ -73,7 +73,7 @@ class ObjectStorage(Storage):
         return f"{self.prefix}/{checked_name(name)}" if self.prefix else checked_name(name)
 
     @property
-    def _store(self) -> "S3Store | GCSStore":
+    def _store(self) -> S3Store | GCSStore:
         return connect(self.scheme, self.bucket)
 
     def size(self, name: str) -> int | None:
@@ -81,11 +81,9 @@ class ObjectStorage(Storage):
         return version.size if version else None
 
     def read(self, name: str) -> bytes:
-        import obstore
-
-        store = self._store
+        key, store = self._key(name), self._store
         with errors_named(self.where(name)):
-            answer = obstore.get(store, self._key(name))
+            answer = obstore.get(store, key)
             content = bytes(answer.bytes())
         expected = answer.attributes.get(_SHA256)
         if expected and (found := hashlib.sha256(content).hexdigest()) != expected:
@@ -93,10 +91,8 @@ class ObjectStorage(Storage):
         return content
 
     def list(self, folder: str) -> list[str]:
-        import obstore
-
-        store = self._store
         prefix = self._key(folder) if folder else self.prefix
+        store = self._store
         with errors_named(f"{self.uri}/{folder}"):
             found = obstore.list_with_delimiter(store, prefix or None)["objects"]
         names = (meta["path"].rsplit("/", 1)[-1] for meta in found)
@@ -107,8 +103,6 @@ class ObjectStorage(Storage):
 
     def _below(self, page: int) -> Iterator[Sequence[str]]:
         """The keys of everything in this storage, at any depth."""
-        import obstore
-
         store = self._store
         with errors_named(self.uri):
             for metas in obstore.list(store, self.prefix or None, chunk_size=page):
@@ -150,9 +144,6 @@ class ObjectStorage(Storage):
         writer.mark_published()
 
     def _put(self, name: str, content: bytes, written: WrittenFile) -> None:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
         where, key, store = self.where(name), self._key(name), self._store
         attributes = {_SHA256: written.sha256}
         mode: Any = "create"
@@ -169,8 +160,6 @@ class ObjectStorage(Storage):
         raise BuildError(f"{where}: somebody else is writing other content here; is a second build running?")
 
     def _put_parts(self, name: str, parts: Iterable[bytes], written: WrittenFile) -> None:
-        import obstore
-
         store = self._store
         if self.holds(name, written.bytes, written.sha256):
             return
@@ -186,12 +175,10 @@ class ObjectStorage(Storage):
             )
 
     def _version(self, name: str) -> _Version | None:
-        import obstore
-
-        store = self._store
+        key, store = self._key(name), self._store
         try:
             with errors_named(self.where(name)):
-                answer = obstore.get(store, self._key(name), options={"head": True})
+                answer = obstore.get(store, key, options={"head": True})
         except FileNotFoundError:
             return None
         meta = answer.meta
@@ -254,8 +241,6 @@ class ObjectStorage(Storage):
 
     def _stream(self, name: str) -> Iterator[bytes]:
         """All of an object. BuildError where it ends early."""
-        import obstore
-
         store, where = self._store, self.where(name)
         received = 0
         with errors_named(where):
@@ -275,8 +260,6 @@ class ObjectStorage(Storage):
         self._remove(self._key(name))
 
     def _remove(self, keys: str | Sequence[str]) -> None:
-        import obstore
-
         store = self._store
         try:
             with errors_named(self.uri):
@@ -355,9 +338,6 @@ class ObjectFile(io.RawIOBase):
         return self._range(start, start + length)
 
     def _range(self, start: int, end: int) -> bytes:
-        import obstore
-        from obstore.exceptions import PreconditionError
-
         storage, where = self._storage, self._storage.where(self._name)
         store = storage._store
         options: Any = {"range": (start, end), "if_match": self._version.etag}

@@ -4,7 +4,9 @@ No emulator on the package index speaks that interface with its preconditions. T
 of it: generations, x-goog-if-generation-match, ranges, lists of version 2, multipart uploads. It shows that our side
 of the conversation is right, and nothing about Google's.
 
-    python -m tests.pipeline.gcs_server PORT
+    python -m tests.pipeline.gcs_server PORT [unconditional] [failing]
+
+An `unconditional` one ignores preconditions, a `failing` one answers every third request with 503.
 """
 
 import hashlib
@@ -24,14 +26,28 @@ objects: dict[str, tuple[int, bytes, dict[str, str]]] = {}
 """By key: generation, content, metadata headers."""
 uploads: dict[str, tuple[dict[str, str], dict[int, bytes]]] = {}
 generations = itertools.count(1_700_000_000_000_000)
+requests = itertools.count()
 lock = threading.Lock()
+options = frozenset(sys.argv[2:])
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Headers and body in one packet: two of them, on a connection that is kept, wait for each other.
+    wbufsize = 1 << 16
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if "failing" in options and next(requests) % 3 == 0:
+            self._body()
+            self._answer(503, b"<Error><Code>ServiceUnavailable</Code></Error>")
+            self.wfile.flush()
+            return False
+        return True
 
     def _parse(self) -> tuple[str, str, dict[str, str]]:
         parts = urlsplit(self.path)
@@ -59,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         condition = self.headers.get("x-goog-if-generation-match")
         with lock:
             there = objects[key][0] if key in objects else 0
-            if condition is not None and int(condition) != there:
+            if condition is not None and int(condition) != there and "unconditional" not in options:
                 return self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
             objects[key] = (next(generations), content, metadata)
             headers = _describe(key)

@@ -19,8 +19,12 @@ from pipeline.storage.connection import connect
 from tests.pipeline.gcs_server import BUCKET
 
 STORES = ("moto", "seaweedfs", "gcs")
+"""moto's S3 server, SeaweedFS's, which also checks signatures, and `gcs_server`."""
 # A SeaweedFS that stores objects needs room in volumes; these are small and few.
-_WEED = "-volume.max=20 -master.volumeSizeLimitMB=512 -volume.index=memory -filer -s3 -s3.port.iceberg=0 -s3.port.lance=0 -ip=127.0.0.1 -ip.bind=127.0.0.1"
+_WEED = (
+    "-volume.max=20 -master.volumeSizeLimitMB=512 -volume.index=memory -filer -s3 -s3.port.iceberg=0 -s3.port.lance=0 "
+    "-ip=127.0.0.1 -ip.bind=127.0.0.1"
+)
 _KEYS = '{"identities":[{"name":"t","credentials":[{"accessKey":"key","secretKey":"secret"}],"actions":["Admin"]}]}'
 
 
@@ -67,8 +71,9 @@ def use(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def serve(kind: str, folder: Path) -> Iterator[ObjectStore]:
-    """The server, ready, with a bucket in it. Skips the test where its program is not installed."""
+def serve(kind: str, folder: Path, *options: str) -> Iterator[ObjectStore]:
+    """The server, ready, with a bucket in it; `options` are those of gcs_server. Skips the test where its program is
+    not installed."""
     port, *more = _free_ports(6)
     log = (folder / f"{kind}.log").open("wb")
     if kind == "moto":
@@ -88,7 +93,7 @@ def serve(kind: str, folder: Path) -> Iterator[ObjectStore]:
             f"-{name}={number}" for name, number in zip(("filer.port.grpc", "s3.port.grpc"), _free_ports(2))
         ]
     else:
-        command = [sys.executable, "-m", "tests.pipeline.gcs_server", str(port)]
+        command = [sys.executable, "-m", "tests.pipeline.gcs_server", str(port), *options]
     server = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
     try:
         endpoint = f"http://127.0.0.1:{port}"
