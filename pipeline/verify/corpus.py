@@ -321,4 +321,7 @@ def _is_schema(schema: pa.Schema, name: str, manifest: Manifest, problems: Probl
 
 
 def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)
+    try:
+        return ", ".join(f"{field.name} {field.type}" for field in schema)
+    except UnicodeDecodeError:  # damaged names
+        return "not readable"

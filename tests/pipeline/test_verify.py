@@ -15,15 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import show
 from pipeline.shards import serialise_shard, shard_schema
 from pipeline.stages.seal import corpus_fingerprint
-from pipeline.storage import LocalStorage
+from pipeline.storage import LocalStorage, open_storage
 from pipeline.units import PublishedFile
 from pipeline.verify.__main__ import main
 from pipeline.verify.corpus import Verdict, verify_corpus
 from pipeline.verify.documents import Chain, Coverage
 from pipeline.verify.problems import Problems
 from pipeline.verify.rows import UNKNOWN, Block, Rules, read_pieces
+from tests.pipeline.object_store import serve, use
 
 ROOT = Path(__file__).parents[2]
 TRAIN = "train/00000.arrow"
@@ -115,6 +117,14 @@ def test_a_flipped_bit_is_found_wherever_it_is(corpus: Path, seed: int) -> None:
     path.write_bytes(content)
     name = path.relative_to(corpus).as_posix()
     assert any(line.startswith(f"{name}: sha256, as the manifest says: found") for line in said(corpus))
+
+
+def test_a_damaged_column_name_is_damage(corpus: Path) -> None:
+    """A regression: the name that is no UTF-8 ended the check with a UnicodeDecodeError."""
+    content = (corpus / TRAIN).read_bytes()
+    (corpus / TRAIN).write_bytes(content.replace(b"document_starts", b"document_start\xff"))
+    for quick in (False, True):
+        assert any("its columns are not readable, not input_ids" in line for line in said(corpus, quick))
 
 
 def test_a_cut_file_is_found(corpus: Path) -> None:
@@ -397,3 +407,46 @@ def test_many_special_ids_are_looked_up_in_a_table() -> None:
     for value, message in ((12, "special id 12"), (60, "id 60")):
         rows[0][3] = value
         assert message in check(rules, make_block(rows, [[(0, "a/0", 0)]]))[0]
+
+
+def test_a_corpus_in_an_object_store(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Checked and shown where it lies; a damaged object is named and left alone."""
+    with serve("moto", tmp_path) as server:
+        use(server, monkeypatch)
+        uri = f"{server.uri}/corpora/small"
+        storage = open_storage(uri)
+        for path in corpus.rglob("*"):
+            if path.is_file():
+                storage.publish(path.relative_to(corpus).as_posix(), path.read_bytes())
+        capsys.readouterr()
+        for options in ([], ["--quick"]):
+            assert main([uri, *options]) == 0, capsys.readouterr()
+        assert f"{uri}: whole; " in capsys.readouterr().out
+        with pa.ipc.open_file(str(corpus / "validation/00000.arrow")) as reader:
+            document = reader.get_batch(0).column("documents")[0].as_py()[0]
+        for options in (
+            ["--sequence", "3"],
+            ["--document", document],
+            ["--random", "2", "--split", "validation"],
+        ):
+            shown = []
+            for place in (uri, str(corpus)):
+                assert show.main([place, *options]) == 0
+                shown.append(capsys.readouterr().out)
+            assert shown[0] == shown[1]
+        content = bytearray((corpus / TRAIN).read_bytes())
+        content[len(content) // 2] ^= 1
+        storage.publish(TRAIN, bytes(content))
+        assert main([uri]) == 1
+        assert (
+            f"{TRAIN}: sha256, as the manifest says: found {hashlib.sha256(content).hexdigest()}"
+            in capsys.readouterr().out
+        )
+        assert storage.read(TRAIN) == content
+        storage.remove(TRAIN)
+        assert main([uri, "--quick"]) == 1
+        assert f"{TRAIN}: missing, though the manifest lists it" in capsys.readouterr().out
+        assert main([f"{server.uri}/nothing"]) == 2
+        assert show.main([f"{server.uri}/nothing"]) == 2
