@@ -4,25 +4,26 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import LoadedConfig, load_config
-from pipeline.errors import BuildError
+from pipeline.errors import BuildError, DamagedFile
 from pipeline.identity import BEGUN, begin, identify, is_finished
-from pipeline.progress import Progress, say
+from pipeline.ledger import Ledger
+from pipeline.progress import say
 from pipeline.runner import LocalRunner, RayRunner, Runner
 from pipeline.shards import CorpusError, read_manifest
 from pipeline.stages.encode import EncodeUnit, tokenizer_folder
 from pipeline.stages.pack import Layout, plan_shards
-from pipeline.stages.plan import SourcePlan, make_plan
+from pipeline.stages.plan import SourcePlan, make_plan, split_records
+from pipeline.stages.run import Stages
 from pipeline.stages.seal import REPORT, seal
-from pipeline.stages.select import SelectUnit
-from pipeline.stages.split import within_limit
-from pipeline.storage import Stores, open_storage
-from pipeline.units import Record, Unit, find_record
+from pipeline.stages.select import select
+from pipeline.stages.select.catalogue import write_catalogue
+from pipeline.stages.sign import SignUnit
+from pipeline.storage import Lock, Stores, open_storage
 
 WORK = "longspan-work"
 """The folder in `--work` that intermediate files go to; the only one there that is written or removed."""
@@ -87,73 +88,75 @@ def build(options: argparse.Namespace) -> None:
     if is_finished(output, identity) and output.size(BEGUN) is None:
         say(f"{output.uri} holds this corpus already; nothing to do")
         return
-    with output.locked():
+    with output.locked() as lock:
         # Asked again, since another build may have ended by now; or one was killed between manifest and end.
         finished = is_finished(output, identity)
         if not finished:
             begin(output, identity)
         with work.locked():
-            manifest = read_manifest(output.uri) if finished else _build(loaded, options, plans, stores)
+            if finished:
+                manifest = read_manifest(output.uri)
+            else:
+                manifest = _build_until_whole(loaded, options, plans, stores, lock)
             _end(stores, options.keep_work)
     sizes = ", ".join(f"{split['sequences']:,} {name}" for name, split in manifest["splits"].items())
     say(f"sealed  {output.uri}: {sizes} sequences of {manifest['sequence_length']:,} tokens")
     say(f"        see {output.where(REPORT)}")
 
 
+def _build_until_whole(
+    loaded: LoadedConfig, options: argparse.Namespace, plans: Sequence[SourcePlan], stores: Stores, lock: Lock
+) -> dict[str, Any]:
+    """Builds, and again where a file of the build's own was found to be damaged: it was removed, and what made it is
+    run once more. DamagedFile where that happens to one file twice."""
+    stores.work.remove_leftovers()
+    runner: Runner = LocalRunner() if options.local else RayRunner(options.max_cpus)
+    mended: set[str] = set()
+    try:
+        while True:
+            stages = Stages(stores, runner)
+            try:
+                return _build(loaded, options.limit, plans, stages, lock)
+            except DamagedFile as error:
+                if error.where in mended:
+                    raise
+                mended.add(error.where)
+                say(f"mending {error}")
+            finally:
+                stages.close()
+    finally:
+        runner.close()
+
+
 def _build(
-    loaded: LoadedConfig, options: argparse.Namespace, plans: Sequence[SourcePlan], stores: Stores
+    loaded: LoadedConfig, limit: int | None, plans: Sequence[SourcePlan], stages: Stages, lock: Lock
 ) -> dict[str, Any]:
     config, tokenizer = loaded.config, loaded.tokenizer
-    tokenizer.save(stores.work.where(tokenizer_folder(tokenizer.fingerprint)))
-    stages = _Stages(stores, options.local, options.max_cpus)
-    try:
-        split_all = iter(stages.run("split", [unit for plan in plans for unit in plan.units]))
-        split = [within_limit([next(split_all) for _ in plan.units], options.limit) for plan in plans]
-        encoded = stages.run(
-            "encode",
-            [
-                EncodeUnit.of(chunk, take, plan.source, config, tokenizer.fingerprint)
-                for plan, records in zip(plans, split, strict=True)
-                for _, chunks in records
-                for chunk, take in chunks
-            ],
-        )
-        if not any(record.facts["kept"]["documents"] for record in encoded):
-            raise BuildError(_nothing_left([record for taken in split for record, _ in taken], encoded))
-        selection = SelectUnit.of(encoded, config)
-        [selected] = stages.run("select", [selection])
-        packed = stages.run("pack", plan_shards(selection, selected, config, Layout.of(config, tokenizer)))
-        records = [[record for record, _ in taken] for taken in split]
-        return seal(loaded, options.limit, plans, records, encoded, selected, packed, stores, stages.seconds)
-    finally:
-        stages.close()
+    stores, ledger = stages.stores, stages.ledger
+    for name, content in tokenizer.files().items():
+        stores.work.publish(f"{tokenizer_folder(tokenizer.fingerprint)}/{name}", content)
+    stages.run("split", (unit for plan in plans for unit in plan.units))
+    stages.run("encode", _encode_units(loaded, limit, plans, ledger))
+    if not any(record.facts["kept"]["documents"] for record in ledger.records("encode")):
+        raise BuildError(_nothing_left(ledger))
+    near = config.deduplicate.near
+    if near is not None:
+        kept = (record for record in ledger.records("encode") if record.facts["kept"]["documents"])
+        stages.run("sign", (SignUnit(record.files[0], near) for record in kept))
+    priorities = {source.name: number for number, source in enumerate(config.sources)}
+    catalogue = write_catalogue(ledger, priorities, near is not None, stores)
+    selection = select(stages, catalogue, config)
+    stages.run("pack", plan_shards(catalogue, selection, config, Layout.of(config, tokenizer)))
+    return seal(loaded, limit, plans, selection, stages, lock)
 
 
-class _Stages:
-    """Runs the units of one stage after the other, only those that did not run before."""
-
-    def __init__(self, stores: Stores, local: bool, max_cpus: int | None) -> None:
-        self._stores = stores
-        self._runner: Runner = LocalRunner() if local else RayRunner(max_cpus)
-        self.seconds: dict[str, float] = {}
-
-    def run(self, stage: str, units: Sequence[Unit]) -> list[Record]:
-        """The records of `units`, in their order."""
-        with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
-            found = pool.map(lambda unit: find_record(unit, self._stores), units)
-            records = {unit.id: record for unit, record in zip(units, found, strict=True) if record}
-        missing = [unit for unit in units if unit.id not in records]
-        # Two chunks with the same content are one unit: run once, read twice.
-        missing = list({unit.id: unit for unit in missing}.values())
-        with Progress(stage, len(units), len(records), sum(unit.size for unit in missing)) as progress:
-            for unit, record in self._runner.run(missing, self._stores):
-                records[unit.id] = record
-                progress.advance(unit.id, unit.size, record.seconds)
-        self.seconds[stage] = sum(record.seconds for record in records.values())
-        return [records[unit.id] for unit in units]
-
-    def close(self) -> None:
-        self._runner.close()
+def _encode_units(
+    loaded: LoadedConfig, limit: int | None, plans: Sequence[SourcePlan], ledger: Ledger
+) -> Iterator[EncodeUnit]:
+    for plan in plans:
+        for _, chunks in split_records(plan, limit, ledger):
+            for chunk, take in chunks:
+                yield EncodeUnit.of(chunk, take, plan.source, loaded.config, loaded.tokenizer)
 
 
 def _end(stores: Stores, keep_work: bool) -> None:
@@ -176,11 +179,11 @@ def _refuse_relative(options: argparse.Namespace) -> None:
             )
 
 
-def _nothing_left(split: Sequence[Record], encoded: Sequence[Record]) -> str:
+def _nothing_left(ledger: Ledger) -> str:
     reasons: Counter[str] = Counter()
-    for record in split:
+    for record in ledger.records("split"):
         reasons.update(record.facts["quarantined"])
-    for record in encoded:
+    for record in ledger.records("encode"):
         reasons.update({reason: tally["documents"] for reason, tally in record.facts["dropped"].items()})
     listed = (
         ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
@@ -192,16 +195,15 @@ def _nothing_left(split: Sequence[Record], encoded: Sequence[Record]) -> str:
 def _print_plan(plans: Sequence[SourcePlan]) -> None:
     for plan in plans:
         size = sum(item.bytes for item in plan.inputs)
-        say(
-            f"{plan.source.name}: {len(plan.inputs):,} files, {size / 1e6:,.1f} MB, {len(plan.units):,} split units"
-        )
+        count = sum(1 for _ in plan.units)
+        say(f"{plan.source.name}: {len(plan.inputs):,} files, {size / 1e6:,.1f} MB, {count:,} split units")
         for unit in plan.units:
             first = unit.inputs[0].key
             more = f" and {len(unit.inputs) - 1:,} more" if len(unit.inputs) > 1 else ""
             say(f"  {unit.id}  {unit.size / 1e6:10,.1f} MB  {first}{more}")
-    units = [unit for plan in plans for unit in plan.units]
-    megabytes = sum(unit.size for unit in units) / 1e6
-    say(f"in all {len(units):,} split units, {megabytes:,.1f} MB; nothing was written")
+    count = sum(1 for plan in plans for _ in plan.units)
+    megabytes = sum(item.bytes for plan in plans for item in plan.inputs) / 1e6
+    say(f"in all {count:,} split units, {megabytes:,.1f} MB; nothing was written")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -131,8 +131,13 @@ class Config(BaseModel):
     validation_fraction: Share = Fraction(1, 100)
     """The fraction of documents held out as the validation split, by the hash of their text. Unless it is 0
     there is at least one from two kept documents on, and at least one stays in train."""
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """Documents one after the other, cut wherever a sequence is full, as the paper's; or each whole in a sequence with
+    room for it, where it is no longer than one, and some padding."""
     shard_sequences: Annotated[int, Field(ge=1)] = 8192
     """Sequences a shard."""
+    examples: bool = True
+    """Whether the report shows the beginnings of some documents."""
     chunk_bytes: Annotated[int, Field(ge=1)] = 64_000_000
     """About how much text a unit of work holds. Changes memory and overhead, never the corpus."""
 

@@ -22,10 +22,17 @@ def threshold(fraction: Fraction) -> int:
     return int(fraction * HASH_VALUES)
 
 
+_ASCII_LOWER = bytes(range(256)).lower()
+_ASCII_SPACE = bytes(code for code in range(128) if chr(code).isspace())
+
+
 def text_hash(text: str) -> bytes:
     """16 bytes that two texts share when they differ in case and white space only."""
-    normalised = " ".join(text.split()).casefold()
-    return hashlib.blake2b(normalised.encode(), digest_size=16).digest()
+    if text.isascii():  # the same as below, many times faster
+        normalised = text.encode().translate(_ASCII_LOWER, _ASCII_SPACE)
+    else:
+        normalised = "".join(text.split()).casefold().encode()
+    return hashlib.blake2b(normalised, digest_size=16).digest()
 
 
 def content_id(*parts: object) -> str:

@@ -23,3 +23,14 @@ class ConfigError(BuildError):
 
 class InputError(BuildError):
     """An input is missing, torn or not of the format its name says. The message names it."""
+
+
+class DamagedFile(BuildError):
+    """A file of the build's own is not what was written. It was removed, so that it is made anew."""
+
+    def __init__(self, where: str, message: str) -> None:
+        super().__init__(where, message)
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.args[1]}"

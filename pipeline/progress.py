@@ -77,6 +77,12 @@ class Progress:
         with self._lock:
             self._units, self._size = units, size
 
+    def found(self) -> None:
+        """One more unit was done by an earlier run."""
+        with self._lock:
+            self._finished += 1
+            self._earlier += 1
+
     def advance(self, unit_id: str, size: int, seconds: float, note: str = "") -> None:
         """One more unit is done: it read `size` bytes in `seconds` of processor time. `note` is for people: what
         it read."""

@@ -5,7 +5,7 @@ nothing larger goes through Ray's object store.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from pipeline.errors import BuildError
@@ -21,17 +21,18 @@ RETRIES = 5
 class Runner(Protocol):
     """Where units run."""
 
-    def run(self, units: Sequence[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
-        """Each unit with its record, as they finish. BuildError where an input is at fault."""
+    def run(self, units: Iterator[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
+        """Each unit with its record, as they finish; no more units are taken than can run. BuildError where an
+        input is at fault."""
         ...
 
     def close(self) -> None: ...
 
 
 class LocalRunner:
-    """One unit after the other, in this process; the tokenizer may use all its cores."""
+    """One unit after the other, in this process."""
 
-    def run(self, units: Sequence[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
+    def run(self, units: Iterator[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
         for unit in units:
             yield unit, execute(unit, stores)
 
@@ -77,12 +78,9 @@ class RayRunner:
         memory = min(TASK_MEMORY, *(int(n["Resources"].get("memory", 0)) for n in ray.nodes() if n["Alive"]))
         self._task = ray.remote(num_cpus=1, memory=memory, max_retries=RETRIES)(_execute)
 
-    def run(self, units: Sequence[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
-        # Largest first, so that the last ones to finish are small.
-        waiting = iter(sorted(units, key=lambda unit: -unit.size))
-        running: dict[Any, Unit] = {}
+    def run(self, units: Iterator[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
         try:
-            yield from self._run(waiting, running, stores)
+            yield from self._run(units, {}, stores)
         except self._ray.exceptions.RayError as error:
             # Of a unit's exception the last line says what it was; of Ray's own troubles the first.
             lines = str(error).strip().splitlines() or [type(error).__name__]

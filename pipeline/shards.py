@@ -1,7 +1,10 @@
 """The shard format, and how a corpus of shards is read back.
 
 A corpus is a folder with a manifest.json and, for each split, shards: uncompressed Arrow IPC files of one
-record batch, read through a memory map. A row is one sequence of exactly `sequence_length` = n ids:
+record batch, read through a memory map. A row is one sequence of exactly `sequence_length` = n ids. The manifest's
+`packing` says how documents fill it.
+
+**concatenate**:
 
     <s>  n-2 tokens of the stream  </s>
 
@@ -9,7 +12,16 @@ The stream is every document of the split in the order of its hash, each followe
 sequence that a document ends in goes on with the next document, a long document goes on through several
 sequences, and sequence i holds exactly the stream's tokens [i·(n-2), (i+1)·(n-2)): the layout of RoBERTa and
 Longformer ("FULL-SENTENCES"). The last sequence of a split has fewer: its `</s>` follows them, and `<pad>`
-fills the rest. No text encodes to `<pad>`, so a row's real length is its number of ids other than `<pad>`.
+fills the rest.
+
+**best_fit**:
+
+    <s>  piece </s>  piece </s>  ...  <pad> ...
+
+A piece is a whole document, or n-2 tokens of one that is longer, or what is left of that; every row may end with
+`<pad>`.
+
+No text encodes to `<pad>`, so a row's real length is its number of ids other than `<pad>`.
 
 A row's other columns have one entry for each *piece*, the part of one document that lies in the row:
 
@@ -20,8 +32,8 @@ A row's other columns have one entry for each *piece*, the part of one document 
 - `document_offsets`: how many of the document's tokens come before the piece. The piece's first *document*
   token is at position 1 in the first piece (after `<s>`), at `document_starts` in the others.
 
-Where a document fills a sequence to its last stream position, its `</s>` is the first stream token of the
-next one; that sequence then begins with a piece of no document tokens, `<s> </s>`, whose offset is the document's
+Where, concatenated, a document fills a sequence to its last stream position, its `</s>` is the first stream token of
+the next one; that sequence then begins with a piece of no document tokens, `<s> </s>`, whose offset is the document's
 length.
 """
 

@@ -40,10 +40,12 @@ class PublishedFile:
 @dataclass(frozen=True)
 class Record:
     """What a unit did: the files it published, and its counts and other facts, small enough to return to the
-    driver. `seconds` of processor time is for the eyes only and decides nothing."""
+    driver. `notes` (examples, what was reused, where the time went) and `seconds` of processor time are for the eyes
+    only: they decide nothing, and may differ between two runs of a unit."""
 
     files: list[PublishedFile]
     facts: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -64,14 +66,11 @@ class Unit(Protocol):
 
 
 def find_record(unit: Unit, stores: Stores) -> Record | None:
-    """The record of a unit that ran before and whose files are all as it wrote them; None where it has to run."""
-    name = _record_name(unit)
-    if stores.work.size(name) is None:
-        return None
+    """The record of a unit that ran before and whose files are all there; None where it has to run. The files'
+    content is checked by whoever reads them."""
     try:
-        data = json.loads(stores.work.read(name))
-        record = Record([PublishedFile(**file) for file in data["files"]], data["facts"], data["seconds"])
-    except (ValueError, KeyError, TypeError):  # damaged, since it was published whole
+        record = read_record(stores.work.read(record_name(unit)))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # damaged, since it was published whole
         return None
     stored = (getattr(stores, file.store).holds(file.name, file.bytes, file.sha256) for file in record.files)
     return record if all(stored) else None
@@ -82,13 +81,27 @@ def execute(unit: Unit, stores: Stores) -> Record:
     started = time.process_time()
     try:
         result = unit.run(stores)
-        record = Record(result.files, result.facts, round(time.process_time() - started, 3))
-        stores.work.publish(_record_name(unit), json.dumps(asdict(record)).encode())
+        seconds = round(time.process_time() - started, 3)
+        record = Record(result.files, result.facts, result.notes, seconds)
+        stores.work.publish(record_name(unit), json.dumps(asdict(record)).encode())
     except OSError as error:
         where = error.filename or stores.work.uri
         raise BuildError(f"{where}: {error.strerror or error} (in stage {unit.stage})") from error
     return record
 
 
-def _record_name(unit: Unit) -> str:
+def describe(unit: Unit) -> str:
+    """What a unit reads, for people; empty where its id says it all."""
+    return str(getattr(unit, "about", ""))
+
+
+def record_name(unit: Unit) -> str:
+    """Where in the work storage the record of a unit is."""
     return f"{unit.stage}/{unit.id}.json"
+
+
+def read_record(text: str | bytes) -> Record:
+    """A record from its JSON. ValueError, KeyError or TypeError where it is none."""
+    data = json.loads(text)
+    files = [PublishedFile(**file) for file in data["files"]]
+    return Record(files, data["facts"], data["notes"], data["seconds"])

@@ -1,11 +1,16 @@
-"""encode: one chunk → clean → filters → sample → tokenise → its token documents by their hash, and a table.
+"""encode: one chunk → clean → filters → sample → tokenise: its token documents in the order of their hash, and a table.
 
-Two Arrow files a chunk, with the same rows in the same order. The *tokens* file has `id` and `tokens`. The
-*table* has what later decisions need, a few bytes a document: see `TABLE_SCHEMA`. Documents that are dropped
-here are in neither; they are counted under their reason.
+Two Arrow files a chunk, with the same rows in the same order: the *tokens* file (see `pipeline.stages.tokens`), and
+the *table* with what later decisions need, a few bytes a document (see `TABLE_SCHEMA`). Documents that are dropped here
+are in neither; they are counted under their reason.
+
+Tokens do not depend on filters, samples and seeds. Where an earlier build with other ones has left its tokens of the
+same chunk in the work storage, only the documents that it did not keep are tokenised.
 """
 
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -17,21 +22,23 @@ import pyarrow as pa
 from pipeline.config import Config, SourceConfig
 from pipeline.decisions import content_id, decision_hash, text_hash, threshold
 from pipeline.documents import Document, Dropped
+from pipeline.errors import BuildError
 from pipeline.filters import Filter, first_reason
 from pipeline.shards import token_dtype
 from pipeline.sources import SOURCES
 from pipeline.stages.split import Chunk
+from pipeline.stages.tokens import TokensFile, write_tokens
 from pipeline.storage import Stores
 from pipeline.tokenizer import Tokenizer, load_tokenizer
-from pipeline.units import VERSIONS, PublishedFile, Record
+from pipeline.units import VERSIONS, PublishedFile, Record, read_record
 
 TOO_SHORT = "too_few_tokens"
 TOO_LONG = "too_many_tokens"
 NOT_SAMPLED = "not_sampled"
 
-
-BATCH_BYTES = 4_000_000
-"""Text tokenised at a time; bounds memory, changes nothing else."""
+EXAMPLES = 2
+"""Documents of each fate that a unit's notes show the beginning of."""
+EXAMPLE_CHARACTERS = 300
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -61,11 +68,14 @@ class EncodeUnit:
     maximum_tokens: int | None
     filters: tuple[Filter, ...]
     seed: int
+    examples: bool
     tokenizer_fingerprint: str
+    engine: str
+    """The tokenizer's engine, which every worker must have."""
 
     @classmethod
     def of(
-        cls, chunk: Chunk, take: int, source: SourceConfig, config: Config, fingerprint: str
+        cls, chunk: Chunk, take: int, source: SourceConfig, config: Config, tokenizer: Tokenizer
     ) -> "EncodeUnit":
         assert source.sample is not None
         assert source.minimum_tokens is not None
@@ -79,66 +89,86 @@ class EncodeUnit:
             maximum_tokens=source.maximum_tokens,
             filters=tuple(f for f in config.filters if f.sources is None or source.name in f.sources),
             seed=config.seed,
-            tokenizer_fingerprint=fingerprint,
+            examples=config.examples,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            engine=tokenizer.engine,
         )
 
     @property
     def id(self) -> str:
         limits = (self.sample, self.minimum_tokens, self.maximum_tokens)
         filters = [item.model_dump(exclude={"sources"}) for item in self.filters]
+        how = (self.source, self.take, limits, filters, self.seed, self.examples)
+        return f"{self._texts}/{content_id(self.stage, how)}"
+
+    @property
+    def _texts(self) -> str:
+        """Names the documents and the tokenizer: what tokens depend on. The folder of all units that have them."""
+        tokenizer = (self.tokenizer_fingerprint, self.engine)
         cleaning = (self.kind, SOURCES[self.kind].cleaning)
-        how = (self.source, cleaning, limits, filters, self.seed, self.tokenizer_fingerprint)
-        return content_id(self.stage, 1, VERSIONS, self.chunk.sha256, self.take, how)
+        return content_id("tokens", 2, VERSIONS, self.chunk.sha256, cleaning, tokenizer)
 
     @property
     def size(self) -> int:
         return self.chunk.text_bytes
 
     def run(self, stores: Stores) -> Record:
-        tokenizer = _tokenizer(stores.work.where(tokenizer_folder(self.tokenizer_fingerprint)))
-        assert tokenizer.fingerprint == self.tokenizer_fingerprint
+        tokenizer = _tokenizer(stores, self.tokenizer_fingerprint, self.engine)
         encoded = _Encoded(token_dtype(tokenizer.vocabulary_size))
-        chunk = stores.work.open_arrow(self.chunk.name, self.chunk.sha256).get_batch(0).slice(0, self.take)
-        batch: list[Document] = []
-        size = 0
         reader = SOURCES[self.kind]()
-        for raw in _documents(chunk):
-            try:
-                document = Document(raw.id, reader.clean(raw.text))
-            except Dropped as dropped:
-                encoded.drop(str(dropped))
-                continue
-            reason = self._reason_before_tokens(document, tokenizer)
-            if reason is not None:
-                encoded.drop(reason)
-                continue
-            batch.append(document)
-            size += len(document.text)
-            if size >= BATCH_BYTES:
-                self._encode(batch, tokenizer, encoded)
-                batch, size = [], 0
-        self._encode(batch, tokenizer, encoded)
+        earlier = _EarlierTokens(stores, f"{self.stage}/{self._texts}")
+        for first, ids, texts in self._batches(stores):
+            documents = []
+            for row, (identifier, text) in enumerate(zip(ids, texts, strict=True), first):
+                try:
+                    document = Document(identifier, reader.clean(text))
+                except Dropped as dropped:
+                    encoded.drop(str(dropped), self._example(Document(identifier, text)))
+                    continue
+                reason = self._reason_before_tokens(document, tokenizer)
+                if reason is None:
+                    documents.append((row, document))
+                else:
+                    encoded.drop(reason, self._example(document))
+            tokens, offsets = encoded.tokenise(documents, tokenizer, earlier)
+            lengths = np.diff(offsets)
+            for (row, document), length, start in zip(documents, lengths.tolist(), offsets.tolist()):
+                if length < self.minimum_tokens:
+                    encoded.drop(TOO_SHORT, self._example(document), length)
+                elif self.maximum_tokens is not None and length > self.maximum_tokens:
+                    encoded.drop(TOO_LONG, self._example(document), length)
+                else:
+                    encoded.keep(
+                        row, document, tokens[start : start + length], self.seed, self._example(document)
+                    )
         return encoded.publish(stores, self)
+
+    def _batches(self, stores: Stores) -> Iterator[tuple[int, list[str], list[str]]]:
+        """(number of the first row, ids, texts) of each record batch of the chunk, as far as they are taken."""
+        reader = stores.work.open_arrow(self.chunk.name, self.chunk.sha256)
+        first = 0
+        for number in range(reader.num_record_batches):
+            if first >= self.take:
+                return
+            batch = reader.get_batch(number).slice(0, self.take - first)
+            yield first, batch.column("id").to_pylist(), batch.column("text").to_pylist()
+            first += batch.num_rows
 
     def _reason_before_tokens(self, document: Document, tokenizer: Tokenizer) -> str | None:
         reason = first_reason(self.filters, self.source, document)
         if reason is not None:
             return reason
-        if tokenizer.covers_bytes and len(document.text.encode()) < self.minimum_tokens:
-            return TOO_SHORT  # a token covers a byte at least: no need to tokenise
+        # A token covers a byte at least: a text of few bytes need not be tokenised. (Few characters are a quick sign.)
+        few = tokenizer.covers_bytes and len(document.text) < self.minimum_tokens
+        if few and len(document.text.encode()) < self.minimum_tokens:
+            return TOO_SHORT
         # Asked before tokenising: a document that the sample leaves out would be tokenised for nothing.
-        if decision_hash("sample", self.seed, document.id) >= threshold(self.sample):
+        if self.sample < 1 and decision_hash("sample", self.seed, document.id) >= threshold(self.sample):
             return NOT_SAMPLED
         return None
 
-    def _encode(self, batch: list[Document], tokenizer: Tokenizer, encoded: "_Encoded") -> None:
-        for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
-            if len(ids) < self.minimum_tokens:
-                encoded.drop(TOO_SHORT, len(ids))
-            elif self.maximum_tokens is not None and len(ids) > self.maximum_tokens:
-                encoded.drop(TOO_LONG, len(ids))
-            else:
-                encoded.keep(document, ids, self.seed)
+    def _example(self, document: Document) -> tuple[str, str] | None:
+        return (document.id, document.text[:EXAMPLE_CHARACTERS]) if self.examples else None
 
 
 @dataclass
@@ -147,21 +177,60 @@ class _Encoded:
 
     dtype: type[np.uint16] | type[np.uint32]
     ids: list[str] = field(default_factory=list)
+    chunk_rows: list[int] = field(default_factory=list)
     tokens: list[np.ndarray] = field(default_factory=list)
     rows: list[tuple[int, ...]] = field(default_factory=list)
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+    examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    lengths: list[int] = field(default_factory=list)
+    """Entry i counts the tokenised documents of 2**i to 2**(i+1) - 1 tokens."""
+    reused: int = 0
+    tokenised: int = 0
+    tokenise_seconds: float = 0.0
 
-    def drop(self, reason: str, tokens: int | None = None) -> None:
+    def tokenise(
+        self, documents: Sequence[tuple[int, Document]], tokenizer: Tokenizer, earlier: "_EarlierTokens"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens of all documents, where each one's start, and the end)."""
+        started = time.process_time()
+        found = [earlier.tokens(row) for row, _ in documents]
+        new, ends = tokenizer.encode([d.text for (_, d), known in zip(documents, found) if known is None])
+        self.tokenise_seconds += time.process_time() - started
+        self.tokenised += len(ends) - 1
+        self.reused += len(documents) - (len(ends) - 1)
+        self._count_lengths(np.diff(ends))
+        if len(ends) - 1 == len(documents):
+            return new, ends
+        fresh = iter(np.split(new, ends[1:-1]) if len(ends) > 1 else ())
+        parts = [next(fresh) if known is None else known for known in found]
+        return np.concatenate(parts), np.cumsum([0, *map(len, parts)])
+
+    def _count_lengths(self, lengths: np.ndarray) -> None:
+        for exponent, count in enumerate(length_histogram(lengths)):
+            if exponent == len(self.lengths):
+                self.lengths.append(0)
+            self.lengths[exponent] += count
+
+    def drop(self, reason: str, example: tuple[str, str] | None, tokens: int | None = None) -> None:
         counts = self.dropped.setdefault(reason, {"documents": 0, "tokens": 0, "tokenised": 0})
         counts["documents"] += 1
         if tokens is not None:
             counts["tokens"] += tokens
             counts["tokenised"] += 1
+        self._show(reason, example)
 
-    def keep(self, document: Document, ids: list[int], seed: int) -> None:
+    def keep(
+        self,
+        chunk_row: int,
+        document: Document,
+        tokens: np.ndarray,
+        seed: int,
+        example: tuple[str, str] | None,
+    ) -> None:
         content = text_hash(document.text)
         self.ids.append(document.id)
-        self.tokens.append(np.array(ids, dtype=self.dtype))
+        self.chunk_rows.append(chunk_row)
+        self.tokens.append(tokens)
         self.rows.append(
             (
                 decision_hash("order", seed, document.id),
@@ -169,53 +238,83 @@ class _Encoded:
                 decision_hash("split", seed, content),
                 int.from_bytes(content[:8], "big"),
                 int.from_bytes(content[8:], "big"),
-                len(ids),
+                len(tokens),
             )
         )
+        self._show("kept", example)
+
+    def _show(self, fate: str, example: tuple[str, str] | None) -> None:
+        if example is not None and len(shown := self.examples.setdefault(fate, [])) < EXAMPLES:
+            shown.append(example)
 
     def publish(self, stores: Stores, unit: EncodeUnit) -> Record:
         table = np.array(self.rows, dtype=np.uint64).reshape(len(self.rows), len(TABLE_SCHEMA))
-        rank = np.argsort(
-            table[:, 0], kind="stable"
-        )  # stable: two documents of one id stay as they were read
+        # Stable: two documents of one id stay as they were read.
+        rank = np.argsort(table[:, 0], kind="stable")
+        lengths = [len(self.tokens[i]) for i in rank]
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        tokens = np.concatenate([self.tokens[i] for i in rank]) if lengths else np.zeros(0, self.dtype)
+        name = f"{unit.stage}/{unit.id}"
+        with stores.work.create(f"{name}.tokens.arrow") as file:
+            rows = np.array(self.chunk_rows, dtype=np.uint32)[rank]
+            write_tokens(file, [self.ids[i] for i in rank], rows, tokens, offsets)
         columns = [
             pa.array(table[rank, column].astype(f.type.to_pandas_dtype()))
             for column, f in enumerate(TABLE_SCHEMA)
         ]
-        files = []
-        tokens, offsets = self._flat_tokens(rank)
-        for kind, batch in (
-            ("tokens", _token_batch([self.ids[i] for i in rank], tokens, offsets, unit.source)),
-            ("table", pa.record_batch(columns, schema=TABLE_SCHEMA)),
-        ):
-            name = f"{unit.stage}/{unit.id}.{kind}.arrow"
-            files.append(PublishedFile.of("work", name, stores.work.publish_arrow(name, batch)))
+        batch = pa.record_batch(columns, schema=TABLE_SCHEMA)
+        written = stores.work.publish_arrow(f"{name}.table.arrow", batch)
         facts: dict[str, Any] = {
             "source": unit.source,
             "read": unit.take,
             "dropped": dict(sorted(self.dropped.items())),
             "kept": {"documents": len(self.ids), "tokens": int(offsets[-1])},
         }
-        return Record(files, facts)
-
-    def _flat_tokens(self, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        lengths = [len(self.tokens[i]) for i in rank]
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-        flat = np.concatenate([self.tokens[i] for i in rank]) if lengths else np.zeros(0, self.dtype)
-        return flat, offsets
-
-
-def _token_batch(ids: list[str], tokens: np.ndarray, offsets: np.ndarray, source: str) -> pa.RecordBatch:
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(tokens))
-    schema = pa.schema(
-        [pa.field("id", pa.string()), pa.field("tokens", lists.type)], metadata={b"source": source.encode()}
-    )
-    return pa.record_batch([pa.array(ids, pa.string()), lists], schema=schema)
+        notes = {
+            "tokenised": self.tokenised,
+            "reused": self.reused,
+            "tokenise_seconds": round(self.tokenise_seconds, 3),
+            "examples": self.examples,
+            "lengths": self.lengths,
+        }
+        files = [
+            PublishedFile.of("work", f"{name}.tokens.arrow", file.written),
+            PublishedFile.of("work", f"{name}.table.arrow", written),
+        ]
+        return Record(files, facts, notes)
 
 
-def _documents(chunk: pa.RecordBatch) -> Iterator[Document]:
-    for identifier, text in zip(chunk.column("id"), chunk.column("text"), strict=True):
-        yield Document(identifier.as_py(), text.as_py())
+class _EarlierTokens:
+    """The tokens of a chunk's documents that builds with other filters have left."""
+
+    def __init__(self, stores: Stores, folder: str) -> None:
+        self._places: dict[int, tuple[TokensFile, int]] = {}
+        for name in stores.work.list(folder):
+            if name.endswith(".json"):
+                self._add(stores, name)
+
+    def _add(self, stores: Stores, name: str) -> None:
+        try:
+            tokens, _ = read_record(stores.work.read(name)).files
+            file = TokensFile(stores.work.open_arrow(tokens.name, tokens.sha256))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, BuildError):
+            return  # damaged or on its way out: its documents are tokenised anew
+        for rows in file.batches():
+            self._places |= {int(r): (file, rows.first + i) for i, r in enumerate(rows.chunk_rows)}
+
+    def tokens(self, chunk_row: int) -> np.ndarray | None:
+        """(tokens,) of the document in this row of the chunk, None where no build has kept it."""
+        if chunk_row not in self._places:
+            return None
+        file, row = self._places[chunk_row]
+        [rows] = file.batches_of(row, row + 1)
+        return rows.tokens(row - rows.first)
+
+
+def length_histogram(lengths: np.ndarray) -> list[int]:
+    """Entry i counts the documents of 2**i to 2**(i+1) - 1 tokens."""
+    exponents = np.frexp(np.maximum(lengths, 1).astype(np.float64))[1] - 1
+    return np.bincount(exponents).tolist() if len(lengths) else []
 
 
 def tokenizer_folder(fingerprint: str) -> str:
@@ -224,5 +323,11 @@ def tokenizer_folder(fingerprint: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(folder: str) -> Tokenizer:
-    return load_tokenizer(folder)
+def _tokenizer(stores: Stores, fingerprint: str, engine: str) -> Tokenizer:
+    name = f"{tokenizer_folder(fingerprint)}/tokenizer.json"
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        file.write(stores.work.read(name))
+        file.flush()
+        tokenizer = load_tokenizer(file.name, engine)
+    assert tokenizer.fingerprint == fingerprint, f"{stores.work.where(name)} has another tokenizer"
+    return tokenizer

@@ -9,17 +9,26 @@ from dataclasses import dataclass
 
 from pipeline.config import LoadedConfig, SourceConfig
 from pipeline.fetch import Input, with_version
+from pipeline.ledger import Ledger
 from pipeline.sources.formats import is_small_file
-from pipeline.stages.split import SplitUnit
+from pipeline.stages.split import Chunk, SplitUnit, within_limit
+from pipeline.units import Record
 
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """One source: its inputs with their versions, and the units that read them."""
+    """One source, and its inputs with their versions."""
 
     source: SourceConfig
     inputs: tuple[Input, ...]
-    units: tuple[SplitUnit, ...]
+    chunk_bytes: int
+    limit: int | None
+
+    @property
+    def units(self) -> Iterator[SplitUnit]:
+        """The units that read them."""
+        for group in _grouped(self.inputs, self.chunk_bytes):
+            yield SplitUnit(self.source.name, self.source.reader, group, self.chunk_bytes, self.limit)
 
 
 def make_plan(loaded: LoadedConfig, limit: int | None) -> list[SourcePlan]:
@@ -28,12 +37,17 @@ def make_plan(loaded: LoadedConfig, limit: int | None) -> list[SourcePlan]:
     for source, inputs in zip(loaded.config.sources, loaded.inputs, strict=True):
         with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
             versioned = tuple(pool.map(with_version, inputs))
-        units = tuple(
-            SplitUnit(source.name, source.reader, group, loaded.config.chunk_bytes, limit)
-            for group in _grouped(versioned, loaded.config.chunk_bytes)
-        )
-        plans.append(SourcePlan(source, versioned, units))
+        plans.append(SourcePlan(source, versioned, loaded.config.chunk_bytes, limit))
     return plans
+
+
+def split_records(
+    plan: SourcePlan, limit: int | None, ledger: Ledger
+) -> Iterator[tuple[Record, list[tuple[Chunk, int]]]]:
+    """The records of split that a source's documents are taken from, each with its chunks and how many documents
+    of each to take."""
+    own = (record for record in ledger.records("split") if record.facts["source"] == plan.source.name)
+    return within_limit(own, limit)
 
 
 def _grouped(inputs: tuple[Input, ...], size: int) -> Iterator[tuple[Input, ...]]:

@@ -2,26 +2,34 @@
 
 Checked: every shard's bytes against the checksum of the unit that wrote it; for each source, that every
 document read is kept, dropped for a reason or in quarantine, and that the shards hold exactly the kept tokens.
+Records are read one after the other: what is held is the manifest, which grows with inputs and shards alone.
 """
 
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.config import LoadedConfig
-from pipeline.report import BuildFacts, StageFacts, render_report
+from pipeline.decisions import content_id
+from pipeline.ledger import Ledger
+from pipeline.report import LostDocument, render_report
 from pipeline.shards import FORMAT_VERSION, MANIFEST
-from pipeline.stages.plan import SourcePlan
-from pipeline.stages.select import SPLITS
-from pipeline.storage import Stores
+from pipeline.stages.facts import gather_facts
+from pipeline.stages.pack import PACKING_FACTS
+from pipeline.stages.plan import SourcePlan, split_records
+from pipeline.stages.run import Stages
+from pipeline.stages.select import SPLITS, Selection
+from pipeline.storage import Lock, Stores
 from pipeline.tokenizer import TOKENIZER_FILES
 from pipeline.units import VERSIONS, PublishedFile, Record
 
 REPORT = "report.html"
+QUARANTINED_SHOWN = 3
+"""Documents of each source and reason that the report names."""
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})/\d{{5,}}\.arrow")
 
 
@@ -41,7 +49,7 @@ class Counts:
 
 
 def balance(
-    name: str, split: Sequence[Record], encoded: Sequence[Record], selected: dict[str, Any], packed: int
+    name: str, split: Iterable[Record], encoded: Iterable[Record], selected: Mapping[str, Any], packed: int
 ) -> dict[str, Any]:
     """The counts of source `name`, checked; `packed` are its tokens in the shards.
 
@@ -83,57 +91,76 @@ def seal(
     loaded: LoadedConfig,
     limit: int | None,
     plans: Sequence[SourcePlan],
-    split: Sequence[Sequence[Record]],
-    encoded: Sequence[Record],
-    selected: Record,
-    packed: Sequence[Record],
-    stores: Stores,
-    seconds: dict[str, float],
+    selection: Selection,
+    stages: Stages,
+    lock: Lock,
 ) -> dict[str, Any]:
-    """Seals the output and gives its manifest. `split` has the records of each source, in the order of
-    `plans`; `seconds` of processor time a stage go into the report alone."""
+    """Seals the output and gives its manifest. BuildError where the `lock` on the output was lost."""
+    stores, ledger, tokenizer = stages.stores, stages.ledger, loaded.tokenizer
+    shards = [record.files[0] for record in ledger.records("pack")]
+    stages.run("verify", (VerifyUnit(shard) for shard in shards), len(shards), again=True)
+    _remove_leftovers(shards, stores)
     tokens: Counter[str] = Counter()
-    for record in packed:
+    for record in ledger.records("pack"):
         tokens.update(record.facts["tokens"])
     sources = []
-    for plan, records in zip(plans, split, strict=True):
+    lost: list[LostDocument] = []
+    for plan in plans:
         name = plan.source.name
-        own = [record for record in encoded if record.facts["source"] == name]
-        counts = balance(name, records, own, selected.facts["sources"][name], tokens[name])
+        encoded = (record for record in ledger.records("encode") if record.facts["source"] == name)
+        split = (record for record, _ in split_records(plan, limit, ledger))
         about = {
             "name": name,
             "kind": plan.source.kind,
             "licence": plan.source.licence,
             "terms": plan.source.terms,
         }
-        sources.append({**about, **counts})
-        _publish_quarantine(name, records, stores)
-
-    shards = [record.files[0] for record in packed]
-    _check_shards(shards, stores)
-    _remove_leftovers(shards, stores)
-    tokenizer = loaded.tokenizer
+        sources.append({**about, **balance(name, split, encoded, selection.sources[name], tokens[name])})
+        split = (record for record, _ in split_records(plan, limit, ledger))
+        lost += _publish_quarantine(name, split, stores)
     manifest = {
         "version": FORMAT_VERSION,
         "fingerprint": corpus_fingerprint(shards, tokenizer.fingerprint),
         "sequence_length": loaded.config.sequence_length,
+        "packing": loaded.config.packing,
         "tokenizer": {
             "fingerprint": tokenizer.fingerprint,
             "vocabulary_size": tokenizer.vocabulary_size,
             "special_ids": tokenizer.named_special_ids(),
         },
-        "splits": {name: _split_entry(name, packed) for name in SPLITS},
+        "splits": {name: _split_entry(name, ledger) for name in SPLITS},
         "sources": sources,
         "inputs": describe_inputs(plans),
         "config": loaded.config.plain(),
         "limit": limit,
         "versions": VERSIONS,
     }
-    tokenizer.save(stores.output.uri)
-    facts = BuildFacts(stages=[StageFacts(stage, spent) for stage, spent in seconds.items()])
-    stores.output.publish(REPORT, render_report(manifest, facts).encode())
+    for name, content in tokenizer.files().items():
+        stores.output.publish(name, content)
+    lock.check()  # a manifest cannot be taken back
+    stores.output.publish(REPORT, render_report(manifest, gather_facts(stages, lost, manifest)).encode())
     stores.output.publish(MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     return manifest
+
+
+@dataclass(frozen=True)
+class VerifyUnit:
+    """Reads a shard once more: it must be what the unit that packed it wrote."""
+
+    stage: ClassVar[str] = "verify"
+    shard: PublishedFile
+
+    @property
+    def id(self) -> str:
+        return content_id(self.stage, self.shard)
+
+    @property
+    def size(self) -> int:
+        return self.shard.bytes
+
+    def run(self, stores: Stores) -> Record:
+        stores.output.verify(self.shard.name, self.shard.sha256)
+        return Record([])
 
 
 def sealed_beside_shards(sources: Iterable[str]) -> list[str]:
@@ -162,23 +189,20 @@ def corpus_fingerprint(shards: Sequence[PublishedFile], tokenizer_fingerprint: s
     return digest.hexdigest()
 
 
-def _split_entry(split: str, packed: Sequence[Record]) -> dict[str, Any]:
-    records = [record for record in packed if record.facts["split"] == split]
-    shards = [
-        {"path": f.name, "sha256": f.sha256, "bytes": f.bytes, "sequences": record.facts["sequences"]}
-        for record in records
-        for f in record.files
-    ]
-    return {
-        "sequences": sum(record.facts["sequences"] for record in records),
-        "tokens": sum(sum(record.facts["tokens"].values()) for record in records),
-        "shards": shards,
-    }
-
-
-def _check_shards(shards: Sequence[PublishedFile], stores: Stores) -> None:
-    for shard in shards:
-        stores.output.verify(shard.name, shard.sha256)
+def _split_entry(split: str, ledger: Ledger) -> dict[str, Any]:
+    shards = []
+    counts: Counter[str] = Counter()
+    for record in ledger.records("pack"):
+        if record.facts["split"] == split:
+            [file] = record.files
+            sequences = record.facts["sequences"]
+            shards.append(
+                {"path": file.name, "sha256": file.sha256, "bytes": file.bytes, "sequences": sequences}
+            )
+            counts["sequences"] += sequences
+            counts["tokens"] += sum(record.facts["tokens"].values())
+            counts.update({fact: record.facts[fact] for fact in PACKING_FACTS})
+    return {fact: counts[fact] for fact in ("sequences", "tokens", *PACKING_FACTS)} | {"shards": shards}
 
 
 def _remove_leftovers(shards: Sequence[PublishedFile], stores: Stores) -> None:
@@ -191,6 +215,16 @@ def _remove_leftovers(shards: Sequence[PublishedFile], stores: Stores) -> None:
                 stores.output.remove(name)
 
 
-def _publish_quarantine(source: str, records: Sequence[Record], stores: Stores) -> None:
-    lines = b"".join(stores.work.read(record.facts["quarantine"]) for record in records)
-    stores.output.publish(_quarantine(source), lines)
+def _publish_quarantine(source: str, records: Iterable[Record], stores: Stores) -> list[LostDocument]:
+    """Joins a source's quarantine files; gives the first documents of each reason, for the report."""
+    shown: dict[str, list[LostDocument]] = {}
+    with stores.output.create(_quarantine(source)) as file:
+        for record in records:
+            for name in record.facts["quarantine"]:
+                content = stores.work.read(name)
+                file.write(content)
+                for line in content.splitlines():
+                    entry = json.loads(line)
+                    if len(own := shown.setdefault(entry["reason"], [])) < QUARANTINED_SHOWN:
+                        own.append(LostDocument(source, entry["reason"], entry["position"], entry["detail"]))
+    return [document for own in shown.values() for document in own]

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
-from pipeline.errors import BuildError
+from pipeline.errors import DamagedFile
 from pipeline.shards import WrittenFile, serialise_arrow
 
 LOCK = ".lock"
@@ -185,11 +185,12 @@ def checked_name(name: str) -> str:
     return name
 
 
-def changed(where: str | Path, found: str, sha256: str) -> BuildError:
+def changed(where: str | Path, found: str, sha256: str) -> DamagedFile:
     """What to raise for a file whose sha256 is not what was published."""
-    return BuildError(
-        f"{where}: its sha256 is {found}, written was {sha256}; the disk or another program changed it. "
-        "The same command again makes it anew"
+    return DamagedFile(
+        str(where),
+        f"its sha256 is {found}, written was {sha256}; the disk or another program changed it. "
+        "The same command again makes it anew",
     )
 
 

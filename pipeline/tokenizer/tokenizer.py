@@ -23,7 +23,7 @@ SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
 """RoBERTa's five. They are found by these strings; their ids are the tokenizer's own business."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-"""What `Tokenizer.save` writes."""
+"""What `Tokenizer.files` gives."""
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -147,9 +147,8 @@ class Tokenizer:
         )
         return wrapped.to_str(pretty=False) + "\n"
 
-    def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json for `transformers.AutoTokenizer`."""
-        folder = Path(folder)
+    def files(self) -> dict[str, bytes]:
+        """tokenizer.json and tokenizer_config.json for `transformers.AutoTokenizer`, by name."""
         config = {
             "tokenizer_class": "RobertaTokenizer",
             "add_prefix_space": False,
@@ -161,8 +160,13 @@ class Tokenizer:
             "unk_token": UNK,
             "mask_token": MASK,
         }
-        for name, text in zip(TOKENIZER_FILES, (self.to_json(), json.dumps(config, indent=2) + "\n")):
-            write_atomically(folder / name, text.encode())
+        texts = (self.to_json(), json.dumps(config, indent=2) + "\n")
+        return {name: text.encode() for name, text in zip(TOKENIZER_FILES, texts, strict=True)}
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `files` into a local folder."""
+        for name, content in self.files().items():
+            write_atomically(Path(folder) / name, content)
 
 
 def load_tokenizer(location: str | Path, engine: str = AUTO) -> Tokenizer:

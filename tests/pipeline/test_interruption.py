@@ -106,7 +106,7 @@ def test_killed_on_ray(
         encoded = output / ".work/encode"
         deadline = time.monotonic() + 120
         while process.poll() is None and not (
-            encoded.exists() and len(list(encoded.glob("*.json"))) >= units
+            encoded.exists() and len(list(encoded.rglob("*.json"))) >= units
         ):
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.02)
