@@ -1,5 +1,6 @@
 """The configuration: what it fills in, and that it tells all its problems at once."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import yaml
 import pipeline
 from pipeline.build_corpus import main
 from pipeline.config import Config, load_config
+from pipeline.decontaminate import Decontaminate
+from pipeline.deduplicate import NearDuplicates
 from pipeline.errors import ConfigError
+from pipeline.filters import FILTERS, Length
 from tests.pipeline.conftest import write_config
 
 CONFIGS = sorted((Path(pipeline.__path__[0]) / "configs").glob("*.yaml"))
@@ -129,3 +133,27 @@ def test_the_configurations_that_come_along(path: Path) -> None:
             ("realnews", Fraction(1, 3), 1201, None),
             ("stories", Fraction(1, 3), 1, None),
         ]
+
+
+def test_what_text_yaml_shows_are_the_defaults() -> None:
+    """Its commented-out filters and sections, put in force: nothing changes but that they are there."""
+    path = next(path for path in CONFIGS if path.stem == "text")
+    lines = path.read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line == "filters:")
+    last = next(i for i, line in enumerate(lines) if line.startswith("sequence_length"))
+    shown = []
+    for line in lines[first:last]:
+        bare = line.replace("# ", "", 1) if line.lstrip().startswith("# ") else line
+        if re.match(r" *(- )?[{\w]+:", bare) or bare.startswith("filters:"):
+            shown.append(bare)
+    shown = [
+        line for line in shown if line not in ("decontaminate: null",) and not line.startswith("  near: null")
+    ]
+    data = yaml.safe_load("\n".join(shown))
+    data["decontaminate"]["paths"] = "x"
+    config = Config.model_validate(yaml.safe_load("\n".join(lines[:first])) | data)
+    assert {item.name for item in config.filters} == set(FILTERS)
+    for item in config.filters:
+        assert item == (Length(minimum_bytes=200) if item.name == "length" else FILTERS[item.name]())
+    assert config.deduplicate.near == NearDuplicates()
+    assert config.decontaminate == Decontaminate(paths="x")

@@ -1,10 +1,13 @@
 """Near-duplicates: the fast signatures against a slow reference, the estimate and the S-curve against exact Jaccard
 similarity, pairs and components against what a nested loop finds."""
 
+import gzip
+import json
 import random
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from pipeline.deduplicate import (
     similar_pairs,
     survivors,
 )
+from pipeline.tokenizer import load_tokenizer
 
 SMALL = NearDuplicates(ngram=3, bands=4, rows=4, minimum_tokens=3)
 
@@ -343,6 +347,38 @@ def test_survivors_are_the_same_in_any_order_of_documents(crowd: list[np.ndarray
         shuffled = random.Random(seed).sample(crowd, len(crowd))
         alive = find_duplicates(shuffled, s)
         assert {document.tobytes() for document, kept in zip(shuffled, alive) if kept} == expected
+
+
+def test_edited_real_texts(shared_data: Path) -> None:
+    """Pieces of stories, each beside a copy with some words replaced: nearly all pairs from the threshold on are
+    found, few just below it, none far below it, and no two different pieces."""
+    tokenizer = load_tokenizer(shared_data / "tokenizer")
+    generator = random.Random(0)
+    with gzip.open(shared_data / "stories" / "short_fiction.jsonl.gz", "rt", encoding="utf-8") as rows:
+        stories = [json.loads(row)["text"].split(" ") for row in rows]
+    pieces = [story[i : i + 300] for story in stories for i in range(0, len(story) - 300, 4000)]
+    texts = []
+    for piece in pieces:
+        rate = generator.choice([0.005, 0.01, 0.02, 0.03, 0.05])
+        copy = [w if generator.random() > rate else generator.choice(generator.choice(pieces)) for w in piece]
+        texts += [" ".join(piece), " ".join(copy)]
+    s = NearDuplicates()
+    ids, offsets = tokenizer.encode(texts)
+    documents = [ids[a:b].tolist() for a, b in pairwise(offsets)]
+    exact = np.array([similarity(*two, s.ngram) for two in zip(documents[::2], documents[1::2], strict=True)])
+    keys = signatures(ids, offsets, s)
+    pairs = set()
+    for band in range(s.bands):
+        found = similar_pairs(keys, band, [np.arange(len(texts))], s)
+        pairs |= {(left, right) for left, right in found.tolist()}
+    assert all(right == left + 1 and left % 2 == 0 for left, right in pairs)
+    together = np.array([(2 * i, 2 * i + 1) in pairs for i in range(len(pieces))])
+    assert ((exact >= 0.8).sum(), ((exact >= 0.6) & (exact < 0.8)).sum()) > (80, 80)
+    assert together[exact >= 0.8].mean() > 0.9
+    assert together[exact >= 0.87].mean() > 0.98
+    assert together[exact >= 0.93].all()
+    assert together[(exact >= 0.7) & (exact < 0.8)].mean() < 0.4
+    assert not together[exact < 0.65].any()
 
 
 def test_unrelated_documents_are_never_paired(crowd: list[np.ndarray]) -> None:

@@ -1,7 +1,10 @@
 """Filters: the reason each gives, exactly at its limits, and that none fails on any text."""
 
+import gzip
+import json
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -330,3 +333,18 @@ def test_language_names_the_package_it_needs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(__import__("sys").modules, "pycld2", None)
     with pytest.raises(ValidationError, match=r"pip install 'longspan\[language\]'"):
         make("language")
+
+
+def test_the_defaults_keep_real_texts(shared_data: Path) -> None:
+    """Articles, stories and whole books: dropped is only what one would not call text."""
+    texts = {
+        path.stem: path.read_text(encoding="utf-8-sig") for path in (shared_data / "books").glob("*.txt")
+    }
+    for file in ("wikipedia/enwiki_106_articles_plain", "stories/short_fiction"):
+        with gzip.open(shared_data / f"{file}.jsonl.gz", "rt", encoding="utf-8") as rows:
+            texts |= {row["title"]: row["text"] for row in map(json.loads, rows)}
+    filters = [kind() for kind in FILTERS.values()]
+    dropped = {title: first_reason(filters, "s", Document(title, text)) for title, text in texts.items()}
+    assert len(texts) > 300
+    # "Aa River may refer to: Aa (Meuse), a river in …"
+    assert {title: reason for title, reason in dropped.items() if reason} == {"Aa River": "top_ngram"}
