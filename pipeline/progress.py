@@ -191,8 +191,9 @@ class Progress:
         return f"{self._stage:<7} slow: {about}, {unit.unit_id}{', ' if unit.note else ''}{unit.note}"
 
     def _units_said(self, of: str = "/") -> str:
-        total = "" if self._units is None else f"{of}{self._units:,}"
-        return f"{self._finished:,}{total} units"
+        if self._units is None:
+            return "1 unit" if self._finished == 1 else f"{self._finished:,} units"
+        return f"{self._finished:,}{of}{self._units:,} units"
 
     def _read_said(self, of: str = "/") -> str:
         if self._size is None:

@@ -72,7 +72,9 @@ def shortened(value: str, characters: int = SHOWN_CHARACTERS) -> str:
 
 
 def excerpt(value: str) -> str:
-    return f'<pre class="excerpt">{text(shortened(value))}</pre>'
+    """A document's start; many empty lines, as title pages have them, are one."""
+    tight = re.sub(r"\n\s*\n\s*\n", "\n\n", value.strip("\n"))
+    return f'<pre class="excerpt">{text(shortened(tight))}</pre>'
 
 
 def link(value: str) -> str:

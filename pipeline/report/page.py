@@ -132,12 +132,19 @@ def _differs(tokens: int, documents: int, total: int, paper: Any) -> str:
     """In words: how many of the paper's tokens, how much longer or shorter, how many points more or less."""
     if not tokens:
         return "nothing is left of it"
-    length = tokens / documents / paper.mean_length - 1
-    points = 100 * (tokens / total - paper.share)
+    length = tokens / documents / paper.mean_length
     ratio = tokens / paper.tokens
-    much = f"{ratio:.0%}" if ratio >= 0.01 else f"{ratio:.1g}".replace("e-0", "e-") + " ×"
-    longer = f"{abs(length):.0%} {'longer' if length > 0 else 'shorter'}"
-    return f"{much} of its tokens; documents {longer}; share {points:+.1f} points"
+    points = round(100 * (tokens / total - paper.share), 1)
+    much = (
+        "under 0.01%" if ratio < 0.0001 else f"{ratio:.{0 if ratio >= 0.1 else 1 if ratio >= 0.001 else 2}%}"
+    )
+    longer = f"{abs(length - 1):.0%} {'longer' if length > 1 else 'shorter'}"
+    if length >= 2:
+        longer = f"{length:.1f} × as long"
+    elif round(length, 2) == 1:
+        longer = "as long"
+    part = f"share {points:+.1f} points" if points else "the same share"
+    return f"{much} of its tokens; documents {longer}; {part}"
 
 
 def _fates(sources: Sequence[Source]) -> dict[tuple[str, Fate], tuple[int, int | None]]:

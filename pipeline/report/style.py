@@ -58,7 +58,7 @@ rect.before { fill: var(--accent); opacity: .22; } .ribbon { opacity: var(--ribb
 rect.node.train { fill: var(--train); } rect.node.validation { fill: var(--validation); }
 rect.node.dropped { fill: var(--dropped); } rect.node.duplicate { fill: var(--duplicate); }
 rect.node.lost { fill: var(--lost); }
-.share { display: inline-flex; align-items: center; gap: .5rem; } .share > span:last-child { min-width: 3.2em;
+.share { display: inline-flex; align-items: center; gap: .5rem; } .share > span:last-child { min-width: 3.7em;
   text-align: right; } .track { display: inline-block; width: 5rem; height: .5rem; border-radius: 3px;
   background: var(--soft); overflow: hidden; } .fill { display: block; height: 100%; background: var(--accent); }
 .fill.paper { background: var(--muted); } .fill.dropped { background: var(--dropped); }

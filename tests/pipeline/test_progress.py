@@ -163,11 +163,11 @@ def test_a_plan_may_be_unknown_at_first() -> None:
     with Progress("encode", None, 0, None, log) as line:
         line.advance("a", 2_000_000, 1.0)
         line.end()
-    assert log.getvalue().startswith("encode  1 units, 2.0 MB, ")
+    assert log.getvalue().startswith("encode  1 unit, 2.0 MB, ")
     terminal = Terminal(80)
     with Progress("encode", None, 0, None, terminal.stream) as line:
         line.advance("a", 2_000_000, 1.0)
-        wait_for(lambda: "1 units" in terminal.text())
+        wait_for(lambda: "1 unit," in terminal.text())
         line.expect(4, 8_000_000)
         wait_for(lambda: " 25%" in terminal.text())
         line.expect(4, 0)  # everything else was there already

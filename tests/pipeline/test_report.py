@@ -23,8 +23,9 @@ from pipeline.report import (
     StageFacts,
     render_report,
 )
-from pipeline.report.html import short, shortened, text
-from pipeline.report.page import LISTED
+from pipeline.report.html import excerpt, short, shortened, text
+from pipeline.report.page import LISTED, _differs
+from pipeline.sources import SOURCES
 
 HOSTILE = (
     "</pre></section><script>document.title='owned'</script><img src='https://evil.example/x.png' "
@@ -209,6 +210,26 @@ def test_text_is_inert() -> None:
         "1.23 M",
         "6.50 B",
     ]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "documents", "said"),
+    [
+        (2_100_000_000, 4_150_000, "100% of its tokens; documents as long; the same share"),
+        (21_000_000, 50_000, "1.0% of its tokens; documents 17% shorter; the same share"),
+        (5_060, 4, "under 0.01% of its tokens; documents 2.5 × as long; share +67.7 points"),
+    ],
+)
+def test_a_source_is_told_from_the_papers(tokens: int, documents: int, said: str) -> None:
+    """Of Wikipedia: 2.1 B tokens, 506 a document, 32.3 % of the corpus."""
+    paper = SOURCES["wikipedia"].paper
+    assert paper is not None
+    total = tokens if tokens < 1e6 else round(tokens / paper.share)
+    assert _differs(tokens, documents, total, paper) == said
+
+
+def test_empty_lines_of_an_example_are_folded() -> None:
+    assert excerpt("\n\nTITLE\n\n  \n\n\nBy someone\n") == '<pre class="excerpt">TITLE\n\nBy someone</pre>'
 
 
 class Browser:
