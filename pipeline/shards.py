@@ -40,13 +40,21 @@ length.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+
+from pipeline.errors import BuildError
+
+if TYPE_CHECKING:
+    from pipeline.storage import Storage
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -186,8 +194,12 @@ class Corpus:
     Indices run over all shards of the split, 0 ≤ index < len(corpus). Open it with `open_corpus`.
     """
 
-    def __init__(self, folder: Path, split: str, manifest: Mapping[str, Any], verify: bool) -> None:
-        self.folder = folder
+    def __init__(
+        self, place: "Path | Storage", split: str, manifest: Mapping[str, Any], verify: bool
+    ) -> None:
+        self._place = place
+        self.uri = str(place) if isinstance(place, Path) else place.uri
+        """Where it lies, for messages."""
         self.split = split
         self.sequence_length: int = manifest["sequence_length"]
         self.fingerprint: str = manifest["fingerprint"]
@@ -197,13 +209,30 @@ class Corpus:
         self.special_ids: dict[str, int] = dict(manifest["tokenizer"]["special_ids"])
         """bos, pad, eos, unk and mask."""
         expected = shard_schema(self.sequence_length, self.vocabulary_size, self.tokenizer_fingerprint)
-        self._shards = [
-            _Shard(folder, entry, expected, verify) for entry in manifest["splits"][split]["shards"]
-        ]
+        entries = manifest["splits"][split]["shards"]
+        self._shards: Sequence[_Shard | _RemoteShard] = (
+            [_Shard(place / entry["path"], entry, expected, verify) for entry in entries]
+            if isinstance(place, Path)
+            else _remote_shards(place, entries, expected, verify)
+        )
         self._ends = np.cumsum([shard.sequences for shard in self._shards], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    @cached_property
+    def folder(self) -> Path:
+        """A local folder with the corpus's tokenizer: the corpus itself, or one in the cache of a corpus that lies
+        in an object store."""
+        if isinstance(self._place, Path):
+            return self._place
+        from pipeline.storage.cache import folder as cache_folder
+
+        folder = cache_folder().parent / "tokenizers" / self.tokenizer_fingerprint
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            with _corpus_errors():
+                write_atomically(folder / name, self._place.read(name))
+        return folder
 
     @property
     def pad_id(self) -> int:
@@ -234,11 +263,9 @@ class Corpus:
         shard, row = self._locate(index)
         return shard.batch.column(name)[row].values
 
-    def _locate(self, index: int) -> tuple["_Shard", int]:
+    def _locate(self, index: int) -> tuple["_Shard | _RemoteShard", int]:
         if not 0 <= index < len(self):
-            raise IndexError(
-                f"{self.folder} has {len(self)} {self.split} sequences; there is no number {index}"
-            )
+            raise IndexError(f"{self.uri} has {len(self)} {self.split} sequences; there is no number {index}")
         number = int(np.searchsorted(self._ends, index, side="right"))
         shard = self._shards[number]
         return shard, index - int(self._ends[number]) + shard.sequences
@@ -247,10 +274,9 @@ class Corpus:
 class _Shard:
     """One memory-mapped shard, checked against the manifest's entry for it."""
 
-    def __init__(self, folder: Path, entry: Mapping[str, Any], expected: pa.Schema, verify: bool) -> None:
-        path = folder / entry["path"]
+    def __init__(self, path: Path, entry: Mapping[str, Any], expected: pa.Schema, verify: bool) -> None:
         if not path.is_file():
-            raise CorpusError(f"{path}: missing, though {folder / MANIFEST} lists it")
+            raise CorpusError(f"{path}: missing, though the manifest lists it")
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise CorpusError(f"{path}: has {size:,} bytes, the manifest says {entry['bytes']:,}")
@@ -274,13 +300,91 @@ class _Shard:
         self.input_ids = column.flatten().to_numpy().reshape(self.sequences, column.type.list_size)
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a sealed corpus. CorpusError where there is none, or not one of this format."""
-    path = Path(folder) / MANIFEST
+@dataclass(frozen=True)
+class _RemoteShard:
+    """One shard in an object store, copied to this machine's cache and checked when it is first read."""
+
+    storage: "Storage"
+    entry: Mapping[str, Any]
+    expected: pa.Schema
+
+    @property
+    def sequences(self) -> int:
+        return self.entry["sequences"]
+
+    @property
+    def batch(self) -> pa.RecordBatch:
+        return self._copy.batch
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        return self._copy.input_ids
+
+    @cached_property
+    def _copy(self) -> _Shard:
+        with _corpus_errors():
+            # Whoever reads a corpus does not change it, not even where it is damaged.
+            path = self.storage.local_copy(self.entry["path"], self.entry["sha256"], remove_damaged=False)
+        return _Shard(path, self.entry, self.expected, verify=False)
+
+
+def _remote_shards(
+    storage: "Storage", entries: Sequence[Mapping[str, Any]], expected: pa.Schema, verify: bool
+) -> list[_RemoteShard]:
+    """Their presence and sizes checked, and with `verify` copied and checked now."""
+    shards = [_RemoteShard(storage, entry, expected) for entry in entries]
+
+    def check(shard: _RemoteShard) -> None:
+        where, entry = storage.where(shard.entry["path"]), shard.entry
+        with _corpus_errors():
+            size = storage.size(entry["path"])
+        if size is None:
+            raise CorpusError(f"{where}: missing, though the manifest lists it")
+        if size != entry["bytes"]:
+            raise CorpusError(f"{where}: has {size:,} bytes, the manifest says {entry['bytes']:,}")
+        if verify:
+            _ = shard.batch
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check, shards))
+    return shards
+
+
+@contextmanager
+def _corpus_errors() -> Iterator[None]:
+    """What an object store says, as what is wrong with a corpus."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        yield
+    except (BuildError, OSError) as error:
+        raise CorpusError(str(error)) from error
+
+
+def _place(folder: str | Path) -> "Path | Storage":
+    """The folder of a corpus, or its storage where it lies in an object store."""
+    if "://" not in str(folder):
+        return Path(folder)
+    from pipeline.storage import LocalStorage, open_storage  # which imports this module
+
+    with _corpus_errors():
+        storage = open_storage(str(folder))
+    return storage.root if isinstance(storage, LocalStorage) else storage
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a sealed corpus, in a local folder or at an s3:// or gs:// URI. CorpusError where there is none,
+    or not one of this format."""
+    return _read_manifest(_place(folder))
+
+
+def _read_manifest(place: "Path | Storage") -> dict[str, Any]:
+    path = place / MANIFEST if isinstance(place, Path) else place.where(MANIFEST)
+    try:
+        content = (place / MANIFEST).read_bytes() if isinstance(place, Path) else place.read(MANIFEST)
+        manifest = json.loads(content)
     except FileNotFoundError:
         raise CorpusError(f"{path}: missing; not a corpus, or one whose build has not finished") from None
+    except BuildError as error:
+        raise CorpusError(str(error)) from error
     except (OSError, ValueError) as error:
         raise CorpusError(f"{path}: not readable as JSON: {error}") from error
     version = manifest.get("version") if isinstance(manifest, dict) else None
@@ -292,13 +396,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 def open_corpus(folder: str | Path, split: str = "train", verify: bool = False) -> Corpus:
     """Opens a sealed corpus for reading. Sizes and formats are always checked, checksums with `verify`.
 
-    Raises CorpusError, naming the file, where one is missing, torn or of another format.
+    At an s3:// or gs:// URI the sizes are checked; a shard is copied to this machine's cache and checked, checksum and
+    all, when it is first read. Raises CorpusError, naming the file, where one is missing, torn or of another format.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
+    place = _place(folder)
+    manifest = _read_manifest(place)
     try:
         if split not in manifest["splits"]:
             raise CorpusError(f"{folder}: no split {split!r}, it has {', '.join(manifest['splits'])}")
-        return Corpus(folder, split, manifest, verify)
+        return Corpus(place, split, manifest, verify)
     except (KeyError, TypeError) as error:
-        raise CorpusError(f"{folder / MANIFEST}: damaged; no {error}") from error
+        raise CorpusError(f"{folder}/{MANIFEST}: damaged; no {error}") from error

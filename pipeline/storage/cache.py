@@ -18,6 +18,8 @@ from pipeline.errors import BuildError
 from pipeline.shards import file_sha256
 from pipeline.storage.interface import name_file
 
+GRACE = 60.0
+"""Seconds for which a copy stays after its use, whatever the bound: time to open it."""
 _PART = ".part"
 
 
@@ -113,8 +115,9 @@ def _make_room(size: int, keep: Path) -> None:
             except FileNotFoundError:  # another process evicted it
                 continue
     excess = sum(bytes_ for _, bytes_, _ in entries) + size - bound()
-    for _, bytes_, name in sorted(entries):
-        if excess <= 0:
+    newest = time.time_ns() - int(GRACE * 1e9)
+    for used, bytes_, name in sorted(entries):
+        if excess <= 0 or used > newest:
             return
         path = keep.with_name(name)
         if path != keep and (path.suffix != _PART or not _is_being_written(path.stem)):

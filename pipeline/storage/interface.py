@@ -128,10 +128,11 @@ class Storage(ABC):
         """A seekable stream of a file's bytes, unverified."""
 
     @abstractmethod
-    def local_copy(self, name: str, sha256: str) -> Path:
+    def local_copy(self, name: str, sha256: str, *, remove_damaged: bool = True) -> Path:
         """A local file with this content, for memory maps, verified: the file itself, or a copy in the cache. It is to
-        be opened at once, and not to be written to. A file with other content is removed, and the BuildError of
-        `changed` raised; a process looks once as long as the file does not change."""
+        be opened at once, and not to be written to. For a file with other content the BuildError of `changed` is
+        raised, and it is removed, so that the unit that made it runs again; who only reads a corpus leaves it. A
+        process looks once as long as the file does not change."""
 
     def open_arrow(self, name: str, sha256: str) -> pa.ipc.RecordBatchFileReader:
         """A verified Arrow file, memory-mapped, as `local_copy` gives it."""
@@ -185,12 +186,12 @@ def checked_name(name: str) -> str:
     return name
 
 
-def changed(where: str | Path, found: str, sha256: str) -> DamagedFile:
+def changed(where: str | Path, found: str, sha256: str, removed: bool = True) -> DamagedFile:
     """What to raise for a file whose sha256 is not what was published."""
+    remedy = ". The same command again makes it anew" if removed else ""
     return DamagedFile(
         str(where),
-        f"its sha256 is {found}, written was {sha256}; the disk or another program changed it. "
-        "The same command again makes it anew",
+        f"its sha256 is {found}, written was {sha256}; the disk or another program changed it{remedy}",
     )
 
 

@@ -83,11 +83,11 @@ class LocalStorage(Storage):
     def open(self, name: str) -> BinaryIO:
         return self.path(name).open("rb")
 
-    def local_copy(self, name: str, sha256: str) -> Path:
+    def local_copy(self, name: str, sha256: str, *, remove_damaged: bool = True) -> Path:
         path = self.path(name)
         status = path.stat()
         found = _known_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns)
-        self._refuse_changed(name, found, sha256)
+        self._refuse_changed(name, found, sha256, remove_damaged)
         return path
 
     def open_arrow_ranged(self, name: str, sha256: str) -> pa.ipc.RecordBatchFileReader:
@@ -97,10 +97,11 @@ class LocalStorage(Storage):
     def verify(self, name: str, sha256: str) -> None:
         self._refuse_changed(name, file_sha256(self.path(name)), sha256)
 
-    def _refuse_changed(self, name: str, found: str, sha256: str) -> None:
+    def _refuse_changed(self, name: str, found: str, sha256: str, remove_damaged: bool = True) -> None:
         if found != sha256:
-            self.remove(name)
-            raise changed(self.path(name), found, sha256)
+            if remove_damaged:
+                self.remove(name)
+            raise changed(self.path(name), found, sha256, remove_damaged)
 
     def holds(self, name: str, size: int, sha256: str) -> bool:
         return self.size(name) == size

@@ -195,16 +195,6 @@ class ObjectStorage(Storage):
         version = self._existing(name)
         return cast(BinaryIO, io.BufferedReader(ObjectFile(self, name, version), buffer_size=STREAMED))
 
-    def open_arrow(self, name: str, sha256: str) -> pa.ipc.RecordBatchFileReader:
-        for _ in range(_ATTEMPTS):
-            try:
-                return super().open_arrow(name, sha256)
-            except FileNotFoundError:
-                self._existing(
-                    name
-                )  # else another process evicted the copy between its making and its opening
-        return super().open_arrow(name, sha256)
-
     def open_arrow_ranged(self, name: str, sha256: str) -> pa.ipc.RecordBatchFileReader:
         """The checksum is compared with what the store keeps beside the object; its content is not read for it."""
         version = self._existing(name)
@@ -213,9 +203,13 @@ class ObjectStorage(Storage):
             raise changed(self.where(name), str(version.sha256), sha256)
         return pa.ipc.open_file(pa.PythonFile(ObjectFile(self, name, version, tail=TAIL), mode="r"))
 
-    def local_copy(self, name: str, sha256: str) -> Path:
-        version = self._existing(name)
-        return self._undamaged(name, sha256, lambda: cached(sha256, version.size, lambda: self._stream(name)))
+    def local_copy(self, name: str, sha256: str, *, remove_damaged: bool = True) -> Path:
+        size = self._existing(name).size
+
+        def read() -> Path:
+            return cached(sha256, size, lambda: self._stream(name))
+
+        return self._undamaged(name, sha256, read, remove_damaged)
 
     def verify(self, name: str, sha256: str) -> None:
         def look() -> Path:
@@ -228,7 +222,9 @@ class ObjectStorage(Storage):
 
         self._undamaged(name, sha256, look)
 
-    def _undamaged(self, name: str, sha256: str, read: Callable[[], Path]) -> Path:
+    def _undamaged(
+        self, name: str, sha256: str, read: Callable[[], Path], remove_damaged: bool = True
+    ) -> Path:
         """Reads a second time before it removes an object: the first damage may have been the network's."""
         try:
             return read()
@@ -236,8 +232,9 @@ class ObjectStorage(Storage):
             try:
                 return read()
             except DamagedObject as error:
-                self.remove(name)
-                raise changed(self.where(name), error.found, sha256) from None
+                if remove_damaged:
+                    self.remove(name)
+                raise changed(self.where(name), error.found, sha256, remove_damaged) from None
 
     def _stream(self, name: str) -> Iterator[bytes]:
         """All of an object. BuildError where it ends early."""

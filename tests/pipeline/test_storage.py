@@ -505,6 +505,7 @@ def test_a_storage_travels_without_secrets(storage: Storage) -> None:
 
 def test_the_cache_keeps_what_was_used_last(remote: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSPAN_CACHE_GB", "0.0025")
+    monkeypatch.setattr(cache, "GRACE", -1.0)
     written = {name: remote.publish(name, random.Random(name).randbytes(1_000_000)) for name in "abc"}
     copies = {name: remote.local_copy(name, written[name].sha256) for name in "ab"}
     remote.local_copy("a", written["a"].sha256)
