@@ -8,16 +8,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import LoadedConfig, load_config
+import numpy as np
+
+from pipeline.config import Config, LoadedConfig, load_config
 from pipeline.errors import BuildError, DamagedFile
+from pipeline.estimate import Estimate, estimate, total
 from pipeline.identity import BEGUN, begin, identify, is_finished
 from pipeline.ledger import Ledger
 from pipeline.progress import say
 from pipeline.runner import LocalRunner, RayRunner, Runner
-from pipeline.shards import CorpusError, read_manifest
+from pipeline.shards import CorpusError, read_manifest, token_dtype
 from pipeline.stages.encode import EncodeUnit, tokenizer_folder
+from pipeline.stages.evaluation import Evaluation, EvaluationUnit
 from pipeline.stages.pack import Layout, plan_shards
-from pipeline.stages.plan import SourcePlan, make_plan, split_records
+from pipeline.stages.plan import Plan, make_plan, split_records
 from pipeline.stages.run import Stages
 from pipeline.stages.seal import REPORT, seal
 from pipeline.stages.select import select
@@ -79,12 +83,12 @@ def build(options: argparse.Namespace) -> None:
     # A folder of the build's own in either case: it is removed at the end, with all that is in it.
     work = open_storage(options.work).under(WORK) if options.work else output.under(".work")
     loaded = load_config(options.config)
-    plans = make_plan(loaded, options.limit)
+    plan = make_plan(loaded, options.limit)
     if options.plan:
-        _print_plan(plans)
+        _print_plan(plan, loaded)
         return
     stores = Stores(work=work, output=output)
-    identity = identify(loaded, options.limit, plans)
+    identity = identify(loaded, options.limit, plan)
     if is_finished(output, identity) and output.size(BEGUN) is None:
         say(f"{output.uri} holds this corpus already; nothing to do")
         return
@@ -97,7 +101,7 @@ def build(options: argparse.Namespace) -> None:
             if finished:
                 manifest = read_manifest(output.uri)
             else:
-                manifest = _build_until_whole(loaded, options, plans, stores, lock)
+                manifest = _build_until_whole(loaded, options, plan, stores, lock)
             _end(stores, options.keep_work)
     sizes = ", ".join(f"{split['sequences']:,} {name}" for name, split in manifest["splits"].items())
     say(f"sealed  {output.uri}: {sizes} sequences of {manifest['sequence_length']:,} tokens")
@@ -105,7 +109,7 @@ def build(options: argparse.Namespace) -> None:
 
 
 def _build_until_whole(
-    loaded: LoadedConfig, options: argparse.Namespace, plans: Sequence[SourcePlan], stores: Stores, lock: Lock
+    loaded: LoadedConfig, options: argparse.Namespace, plan: Plan, stores: Stores, lock: Lock
 ) -> dict[str, Any]:
     """Builds, and again where a file of the build's own was found to be damaged: it was removed, and what made it is
     run once more. DamagedFile where that happens to one file twice."""
@@ -116,7 +120,7 @@ def _build_until_whole(
         while True:
             stages = Stages(stores, runner)
             try:
-                return _build(loaded, options.limit, plans, stages, lock)
+                return _build(loaded, options.limit, plan, stages, lock)
             except DamagedFile as error:
                 if error.where in mended:
                     raise
@@ -128,15 +132,17 @@ def _build_until_whole(
         runner.close()
 
 
-def _build(
-    loaded: LoadedConfig, limit: int | None, plans: Sequence[SourcePlan], stages: Stages, lock: Lock
-) -> dict[str, Any]:
+def _build(loaded: LoadedConfig, limit: int | None, plan: Plan, stages: Stages, lock: Lock) -> dict[str, Any]:
     config, tokenizer = loaded.config, loaded.tokenizer
     stores, ledger = stages.stores, stages.ledger
+    say(f"tokenizing with {tokenizer.engine}")
+    for line in tokenizer.passed_over:
+        say(f"  {line}")
     for name, content in tokenizer.files().items():
         stores.work.publish(f"{tokenizer_folder(tokenizer.fingerprint)}/{name}", content)
-    stages.run("split", (unit for plan in plans for unit in plan.units))
-    stages.run("encode", _encode_units(loaded, limit, plans, ledger))
+    stages.run("split", (unit for source in plan.sources for unit in source.units))
+    evaluation = _index_evaluation(plan, loaded.config, stages)
+    stages.run("encode", _encode_units(loaded, limit, plan, evaluation, ledger))
     if not any(record.facts["kept"]["documents"] for record in ledger.records("encode")):
         raise BuildError(_nothing_left(ledger))
     near = config.deduplicate.near
@@ -147,16 +153,30 @@ def _build(
     catalogue = write_catalogue(ledger, priorities, near is not None, stores)
     selection = select(stages, catalogue, config)
     stages.run("pack", plan_shards(catalogue, selection, config, Layout.of(config, tokenizer)))
-    return seal(loaded, limit, plans, selection, stages, lock)
+    return seal(loaded, limit, plan, selection, stages, lock)
+
+
+def _index_evaluation(plan: Plan, config: Config, stages: Stages) -> Evaluation | None:
+    settings = config.decontaminate
+    if settings is None:
+        return None
+    stages.run("evaluation", [EvaluationUnit(plan.evaluation, settings)], 1)
+    [record] = stages.ledger.records("evaluation")
+    return Evaluation.of(record, settings)
 
 
 def _encode_units(
-    loaded: LoadedConfig, limit: int | None, plans: Sequence[SourcePlan], ledger: Ledger
+    loaded: LoadedConfig,
+    limit: int | None,
+    plan: Plan,
+    evaluation: Evaluation | None,
+    ledger: Ledger,
 ) -> Iterator[EncodeUnit]:
-    for plan in plans:
-        for _, chunks in split_records(plan, limit, ledger):
+    config, tokenizer = loaded.config, loaded.tokenizer
+    for own in plan.sources:
+        for _, chunks in split_records(own, limit, ledger):
             for chunk, take in chunks:
-                yield EncodeUnit.of(chunk, take, plan.source, loaded.config, loaded.tokenizer)
+                yield EncodeUnit.of(chunk, take, own.source, config, evaluation, tokenizer)
 
 
 def _end(stores: Stores, keep_work: bool) -> None:
@@ -192,18 +212,33 @@ def _nothing_left(ledger: Ledger) -> str:
     return f"of {reasons.total():,} documents none is left: {listed}; expected at least one"
 
 
-def _print_plan(plans: Sequence[SourcePlan]) -> None:
-    for plan in plans:
-        size = sum(item.bytes for item in plan.inputs)
-        count = sum(1 for _ in plan.units)
-        say(f"{plan.source.name}: {len(plan.inputs):,} files, {size / 1e6:,.1f} MB, {count:,} split units")
-        for unit in plan.units:
+def _print_plan(plan: Plan, loaded: LoadedConfig) -> None:
+    """Every unit that reads something, and what the whole will take."""
+    tokenizer = loaded.tokenizer
+    token_bytes = np.dtype(token_dtype(tokenizer.vocabulary_size)).itemsize
+    estimates = []
+    for own in plan.sources:
+        estimates.append(estimate(own, tokenizer.engine, token_bytes))
+        count = 0
+        for unit in own.units:
+            count += 1
             first = unit.inputs[0].key
             more = f" and {len(unit.inputs) - 1:,} more" if len(unit.inputs) > 1 else ""
             say(f"  {unit.id}  {unit.size / 1e6:10,.1f} MB  {first}{more}")
-    count = sum(1 for plan in plans for _ in plan.units)
-    megabytes = sum(item.bytes for plan in plans for item in plan.inputs) / 1e6
-    say(f"in all {count:,} split units, {megabytes:,.1f} MB; nothing was written")
+        say(f"{own.source.name}: {count:,} units read {_estimated(estimates[-1])}")
+    say(f"in all: {_estimated(total(estimates))}")
+    say(
+        f"estimated for {tokenizer.engine} and English text, before filters and duplicates; nothing was written"
+    )
+
+
+def _estimated(found: Estimate) -> str:
+    hours = found.cpu_seconds / 3600
+    time = f"{hours:,.1f} cpu-hours" if hours >= 1 else f"{found.cpu_seconds:,.1f} cpu-seconds"
+    return (
+        f"{found.files:,} files, {found.stored_bytes / 1e6:,.1f} MB: about {found.text_bytes / 1e6:,.1f} MB of text, "
+        f"{time}, {found.work_bytes / 1e6:,.1f} MB of work, {found.output_bytes / 1e6:,.1f} MB of output"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -226,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--local", action="store_true", help="run in this process, without Ray")
     add("--max-cpus", type=_positive, metavar="N", help="use at most N CPUs of Ray's (default: all)")
-    add("--plan", action="store_true", help="print the units of work and their sizes, write nothing")
+    add("--plan", action="store_true", help="print the units of work and what they will cost, write nothing")
     add("--limit", type=_positive, metavar="N", help="read only the first N documents of each source")
     add("--keep-work", action="store_true", help="leave the intermediate files for another build")
     return parser

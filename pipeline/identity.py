@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config import LoadedConfig
 from pipeline.errors import BuildError
 from pipeline.shards import MANIFEST, CorpusError, open_corpus, read_manifest
-from pipeline.stages.plan import SourcePlan
+from pipeline.stages.plan import Plan
 from pipeline.stages.seal import describe_inputs, sealed_beside_shards
 from pipeline.stages.select import SPLITS
 from pipeline.storage import Storage
@@ -20,13 +20,13 @@ BEGUN = "build.json"
 """In the output from the begin of a build to its end."""
 
 
-def identify(loaded: LoadedConfig, limit: int | None, plans: Sequence[SourcePlan]) -> dict[str, Any]:
+def identify(loaded: LoadedConfig, limit: int | None, plan: Plan) -> dict[str, Any]:
     """What makes this corpus this corpus: two builds into one output must agree in it."""
     return {
         "config": loaded.config.plain(),
         "limit": limit,
         "tokenizer": loaded.tokenizer.fingerprint,
-        "inputs": _by_name(describe_inputs(plans)),
+        "inputs": _by_name(describe_inputs(plan)),
     }
 
 

@@ -21,11 +21,13 @@ import pyarrow as pa
 
 from pipeline.config import Config, SourceConfig
 from pipeline.decisions import content_id, decision_hash, text_hash, threshold
+from pipeline.decontaminate import contaminated
 from pipeline.documents import Document, Dropped
 from pipeline.errors import BuildError
 from pipeline.filters import Filter, first_reason
 from pipeline.shards import token_dtype
 from pipeline.sources import SOURCES
+from pipeline.stages.evaluation import Evaluation, open_index
 from pipeline.stages.split import Chunk
 from pipeline.stages.tokens import TokensFile, write_tokens
 from pipeline.storage import Stores
@@ -67,6 +69,7 @@ class EncodeUnit:
     minimum_tokens: int
     maximum_tokens: int | None
     filters: tuple[Filter, ...]
+    evaluation: Evaluation | None
     seed: int
     examples: bool
     tokenizer_fingerprint: str
@@ -75,7 +78,13 @@ class EncodeUnit:
 
     @classmethod
     def of(
-        cls, chunk: Chunk, take: int, source: SourceConfig, config: Config, tokenizer: Tokenizer
+        cls,
+        chunk: Chunk,
+        take: int,
+        source: SourceConfig,
+        config: Config,
+        evaluation: Evaluation | None,
+        tokenizer: Tokenizer,
     ) -> "EncodeUnit":
         assert source.sample is not None
         assert source.minimum_tokens is not None
@@ -88,6 +97,7 @@ class EncodeUnit:
             minimum_tokens=source.minimum_tokens,
             maximum_tokens=source.maximum_tokens,
             filters=tuple(f for f in config.filters if f.sources is None or source.name in f.sources),
+            evaluation=evaluation,
             seed=config.seed,
             examples=config.examples,
             tokenizer_fingerprint=tokenizer.fingerprint,
@@ -97,8 +107,9 @@ class EncodeUnit:
     @property
     def id(self) -> str:
         limits = (self.sample, self.minimum_tokens, self.maximum_tokens)
-        filters = [item.model_dump(exclude={"sources"}) for item in self.filters]
-        how = (self.source, self.take, limits, filters, self.seed, self.examples)
+        filters = [item.identity() for item in self.filters]
+        evaluation = self.evaluation.identity if self.evaluation else None
+        how = (self.source, self.take, limits, filters, evaluation, self.seed, self.examples)
         return f"{self._texts}/{content_id(self.stage, how)}"
 
     @property
@@ -125,7 +136,7 @@ class EncodeUnit:
                 except Dropped as dropped:
                     encoded.drop(str(dropped), self._example(Document(identifier, text)))
                     continue
-                reason = self._reason_before_tokens(document, tokenizer)
+                reason = self._reason_before_tokens(document, tokenizer, stores)
                 if reason is None:
                     documents.append((row, document))
                 else:
@@ -154,7 +165,7 @@ class EncodeUnit:
             yield first, batch.column("id").to_pylist(), batch.column("text").to_pylist()
             first += batch.num_rows
 
-    def _reason_before_tokens(self, document: Document, tokenizer: Tokenizer) -> str | None:
+    def _reason_before_tokens(self, document: Document, tokenizer: Tokenizer, stores: Stores) -> str | None:
         reason = first_reason(self.filters, self.source, document)
         if reason is not None:
             return reason
@@ -165,6 +176,9 @@ class EncodeUnit:
         # Asked before tokenising: a document that the sample leaves out would be tokenised for nothing.
         if self.sample < 1 and decision_hash("sample", self.seed, document.id) >= threshold(self.sample):
             return NOT_SAMPLED
+        if self.evaluation is not None:
+            index = open_index(self.evaluation, stores.work)
+            return contaminated(document.text, index, self.evaluation.settings)
         return None
 
     def _example(self, document: Document) -> tuple[str, str] | None:

@@ -31,14 +31,24 @@ class SourcePlan:
             yield SplitUnit(self.source.name, self.source.reader, group, self.chunk_bytes, self.limit)
 
 
-def make_plan(loaded: LoadedConfig, limit: int | None) -> list[SourcePlan]:
+@dataclass(frozen=True)
+class Plan:
+    """What will be read, in which version; the later stages' units follow from it."""
+
+    sources: tuple[SourcePlan, ...]
+    evaluation: tuple[Input, ...]
+    """The evaluation files that the corpus must not hold."""
+
+
+def make_plan(loaded: LoadedConfig, limit: int | None) -> Plan:
     """Looks at the inputs as they are now. InputError where one has gone since the configuration was read."""
-    plans = []
-    for source, inputs in zip(loaded.config.sources, loaded.inputs, strict=True):
-        with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
-            versioned = tuple(pool.map(with_version, inputs))
-        plans.append(SourcePlan(source, versioned, loaded.config.chunk_bytes, limit))
-    return plans
+    chunk_bytes = loaded.config.chunk_bytes
+    with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
+        sources = tuple(
+            SourcePlan(source, tuple(pool.map(with_version, inputs)), chunk_bytes, limit)
+            for source, inputs in zip(loaded.config.sources, loaded.inputs, strict=True)
+        )
+        return Plan(sources, tuple(pool.map(with_version, loaded.evaluation)))
 
 
 def split_records(

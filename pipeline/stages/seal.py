@@ -20,7 +20,7 @@ from pipeline.report import LostDocument, render_report
 from pipeline.shards import FORMAT_VERSION, MANIFEST
 from pipeline.stages.facts import gather_facts
 from pipeline.stages.pack import PACKING_FACTS
-from pipeline.stages.plan import SourcePlan, split_records
+from pipeline.stages.plan import Plan, split_records
 from pipeline.stages.run import Stages
 from pipeline.stages.select import SPLITS, Selection
 from pipeline.storage import Lock, Stores
@@ -90,7 +90,7 @@ def balance(
 def seal(
     loaded: LoadedConfig,
     limit: int | None,
-    plans: Sequence[SourcePlan],
+    plan: Plan,
     selection: Selection,
     stages: Stages,
     lock: Lock,
@@ -105,18 +105,18 @@ def seal(
         tokens.update(record.facts["tokens"])
     sources = []
     lost: list[LostDocument] = []
-    for plan in plans:
-        name = plan.source.name
+    for own in plan.sources:
+        name = own.source.name
         encoded = (record for record in ledger.records("encode") if record.facts["source"] == name)
-        split = (record for record, _ in split_records(plan, limit, ledger))
+        split = (record for record, _ in split_records(own, limit, ledger))
         about = {
             "name": name,
-            "kind": plan.source.kind,
-            "licence": plan.source.licence,
-            "terms": plan.source.terms,
+            "kind": own.source.kind,
+            "licence": own.source.licence,
+            "terms": own.source.terms,
         }
         sources.append({**about, **balance(name, split, encoded, selection.sources[name], tokens[name])})
-        split = (record for record, _ in split_records(plan, limit, ledger))
+        split = (record for record, _ in split_records(own, limit, ledger))
         lost += _publish_quarantine(name, split, stores)
     manifest = {
         "version": FORMAT_VERSION,
@@ -130,7 +130,7 @@ def seal(
         },
         "splits": {name: _split_entry(name, ledger) for name in SPLITS},
         "sources": sources,
-        "inputs": describe_inputs(plans),
+        "inputs": describe_inputs(plan),
         "config": loaded.config.plain(),
         "limit": limit,
         "versions": VERSIONS,
@@ -172,12 +172,13 @@ def _quarantine(source: str) -> str:
     return f"quarantine/{source}.jsonl"
 
 
-def describe_inputs(plans: Sequence[SourcePlan]) -> list[dict[str, Any]]:
-    """What was read, in which version: the manifest's `inputs`."""
+def describe_inputs(plan: Plan) -> list[dict[str, Any]]:
+    """What was read, in which version: the manifest's `inputs`. Evaluation files have no source."""
+    named = [(own.source.name, item) for own in plan.sources for item in own.inputs]
+    named += [("", item) for item in plan.evaluation]
     return [
-        {"source": plan.source.name, "name": item.key, "bytes": item.bytes, "version": item.version}
-        for plan in plans
-        for item in plan.inputs
+        {"source": source, "name": item.key, "bytes": item.bytes, "version": item.version}
+        for source, item in named
     ]
 
 

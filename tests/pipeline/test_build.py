@@ -294,7 +294,8 @@ def test_plan_writes_nothing(
     assert build(small_config, tmp_path / "corpus", "--plan") == 0
     printed = capsys.readouterr().out
     assert not (tmp_path / "corpus").exists()
-    assert "realnews: 1 files" in printed
+    assert "realnews: 1 units read 1 files" in printed
+    assert "cpu-seconds" in printed
     assert "0.txt and" in printed
 
 
