@@ -63,8 +63,11 @@ class Language(BaseFilter):
     def reason(self, document: Document) -> str | None:
         import pycld2
 
-        looked_at = _REFUSED.sub(" ", _parts(document.text, self.characters))
-        _, _, found = pycld2.detect(looked_at, bestEffort=False)
+        looked_at = _parts(document.text, self.characters)
+        try:
+            found = pycld2.detect(looked_at)[2]
+        except (pycld2.error, UnicodeEncodeError):
+            found = pycld2.detect(_REFUSED.sub(" ", looked_at))[2]
         percents = {code: percent for _, code, percent, _ in found}
         if not sum(percents.values()):
             return None if self.keep_unknown else "unknown_language"

@@ -24,5 +24,5 @@ class Symbols(BaseFilter):
 
     def reason(self, document: Document) -> str | None:
         counts = count_kinds(document.text)
-        visible = int(counts.sum() - counts[SPACE])
-        return "symbols" if exceeds(int(counts[SYMBOL]), self.maximum, visible) else None
+        visible = sum(counts) - counts[SPACE]
+        return "symbols" if exceeds(counts[SYMBOL], self.maximum, visible) else None
