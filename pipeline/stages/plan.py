@@ -15,6 +15,10 @@ from pipeline.stages.split import Chunk, SplitUnit, within_limit
 from pipeline.units import Record
 
 
+GROUP_FILES = 1000
+"""Small files a unit reads at most: a unit travels to its worker with their names."""
+
+
 @dataclass(frozen=True)
 class SourcePlan:
     """One source, and its inputs with their versions."""
@@ -63,13 +67,15 @@ def split_records(
 def _grouped(inputs: tuple[Input, ...], size: int) -> Iterator[tuple[Input, ...]]:
     """Each archive and each file of rows by itself, small text files together up to `size` bytes."""
     group: list[Input] = []
+    gathered = 0
     for item in inputs:
         small = is_small_file(item.key)
-        if group and (not small or sum(member.bytes for member in group) + item.bytes > size):
+        if group and (not small or gathered + item.bytes > size or len(group) == GROUP_FILES):
             yield tuple(group)
-            group = []
+            group, gathered = [], 0
         if small:
             group.append(item)
+            gathered += item.bytes
         else:
             yield (item,)
     if group:
