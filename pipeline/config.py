@@ -31,7 +31,7 @@ from pipeline.decontaminate import Decontaminate
 from pipeline.decontaminate import accepts as is_evaluation_file
 from pipeline.deduplicate import Deduplicate, NearDuplicates
 from pipeline.errors import ConfigError, InputError
-from pipeline.fetch import Input, find_inputs
+from pipeline.fetch import Input, find_inputs, with_checksums
 from pipeline.filters import FILTERS, Filter
 from pipeline.shares import Share
 from pipeline.sources import SOURCES
@@ -47,6 +47,9 @@ _UPLOADED = (
 
 def _list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+Checksum = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
 class SourceConfig(BaseModel):
@@ -79,6 +82,9 @@ class SourceConfig(BaseModel):
     """Which column names a document, the same name never twice; `id` (realnews: none, their place does)."""
     maximum_document_bytes: Annotated[int, Field(ge=1)] = Source.maximum_document_bytes
     """A larger document, or row, goes to quarantine as `too_large`; no more of it than this is held in memory."""
+    checksums: Checksum | dict[str, Checksum] | None = None
+    """The sha256 that its only file must have, or those of some files by their names below `path`. What differs is
+    an error, before anything is read of it."""
     licence: str = ""
     """Under which licence the texts are; goes into the manifest and the report."""
     terms: str = ""
@@ -156,8 +162,10 @@ class Config(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """Every key with its value, of types that JSON has: what the manifest records and a resumed build must
-        agree with. `chunk_bytes` is left out, since no byte of the corpus depends on it."""
-        return self.model_dump(mode="json", exclude={"chunk_bytes"})
+        agree with. `chunk_bytes` and `checksums` are left out, since no byte of the corpus depends on them."""
+        return self.model_dump(
+            mode="json", exclude={"chunk_bytes": True, "sources": {"__all__": {"checksums"}}}
+        )
 
 
 class LoadedConfig(BaseModel):
@@ -223,8 +231,21 @@ def _find_all_inputs(sources: object, folder: Path, problems: list[str]) -> Iter
         if not isinstance(kind, str) or kind not in SOURCES or not isinstance(paths, Sequence):
             continue
         accepted = partial(accepts, SOURCES[kind])
-        found.append(_find_inputs(paths, accepted, folder, f"sources[{number}].path", problems))
+        inputs = _find_inputs(paths, accepted, folder, f"sources[{number}].path", problems)
+        try:
+            checksums = source.get("checksums")
+            use = inputs and _are_checksums(checksums)
+            found.append(tuple(with_checksums(inputs, checksums)) if use else inputs)
+        except InputError as error:
+            problems.append(f"sources[{number}].checksums: {error}")
     return iter(found)
+
+
+def _are_checksums(value: object) -> bool:
+    """Whether it is worth looking at; what it is instead is told with the other keys."""
+    return isinstance(value, str) or (
+        isinstance(value, dict) and all(isinstance(part, str) for item in value.items() for part in item)
+    )
 
 
 def _find_evaluation(section: object, folder: Path, problems: list[str]) -> tuple[Input, ...]:

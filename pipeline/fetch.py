@@ -1,25 +1,33 @@
 """Inputs: finding the files that a path names, what version each is of, and opening them.
 
-A path is a local file, folder or glob; an https://, s3:// or gs:// URI of one file; or
-`hf://datasets/ORG/NAME[@REVISION][/PATTERN]`, files of a dataset on the Hugging Face hub.
+A path is a local file, folder or glob; an http(s):// URI of one file; an s3:// or gs:// URI of a file, of a folder
+(with a slash at its end) or a pattern; or `hf://datasets/ORG/NAME[@REVISION][/PATTERN]`, files of a dataset on the
+Hugging Face hub. What is on the web or the hub is fetched in parts by the stage of that name; a build with `--limit`
+streams it.
 """
 
 import glob
 import io
 import os
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from pipeline.documents import readable_name
-from pipeline.errors import InputError
+from pipeline.errors import BuildError, InputError
+from pipeline.remote.buckets import BucketStream, list_bucket
+from pipeline.remote.hub import list_hub, open_hub
+from pipeline.remote.patience import reason_of, without_secrets
+from pipeline.remote.ranged import RangedFile
+from pipeline.remote.web import WebFile, look
 from pipeline.shards import file_sha256
 from pipeline.storage import Storage
 
-_HUB = "hf://datasets/"
+PART_BYTES = 128_000_000
+"""Of a remote file that one unit of work fetches."""
+_BUCKET_BUFFER = 8 << 20
 _Result = TypeVar("_Result")
 
 
@@ -33,6 +41,17 @@ class Input:
     bytes: int
     version: str = ""
     """Names the content: a sha256 for a local file, what the server says for others."""
+    sha256: str = ""
+    """What its content must have, where the configuration or the hub says so."""
+    ranges: bool = True
+    """Whether it can be read from the middle; some web servers cannot."""
+    parts: tuple[str, ...] = ()
+    """Where it was fetched: the names of its parts in the work storage, each but the last of PART_BYTES."""
+
+    @property
+    def name(self) -> str:
+        """Its URI without secrets, for messages."""
+        return without_secrets(self.uri) if "://" in self.uri else self.uri
 
 
 def find_inputs(paths: Iterable[str], accepts: Callable[[str], bool], folder: str | Path = "") -> list[Input]:
@@ -51,31 +70,91 @@ def find_inputs(paths: Iterable[str], accepts: Callable[[str], bool], folder: st
 
 
 def with_version(item: Input) -> Input:
-    """`item` with its size and version as they are now. InputError where it is gone."""
-    scheme = _scheme(item.uri)
-    if scheme == "":
-        return replace(item, version="sha256:" + _local(lambda: file_sha256(Path(item.uri)), item.uri))
-    if scheme == "hf" or item.version:
-        return item  # the listing already said it
-    size, version = _remote_version(item.uri)
-    return replace(item, bytes=size, version=version)
+    """`item` with its size and version as they are now. InputError where it is gone, or is a local file of another
+    sha256 than it must have."""
+    if scheme_of(item.uri) != "":
+        return item  # finding it has already said so
+    found = _local(lambda: file_sha256(Path(item.uri)), item.uri)
+    if item.sha256 not in ("", found):
+        raise wrong_checksum(item, found)
+    return replace(item, version="sha256:" + found)
+
+
+def wrong_checksum(item: Input, found: str) -> InputError:
+    return InputError(f"{item.name}: its sha256 is {found}; expected {item.sha256} (key checksums)")
+
+
+def with_checksums(inputs: Iterable[Input], checksums: "str | Mapping[str, str]") -> list[Input]:
+    """The inputs with what their content must be: one sha256 for the only file, or some by name. InputError where
+    a name is none of theirs."""
+    inputs = list(inputs)
+    if isinstance(checksums, str):
+        if len(inputs) > 1:
+            raise InputError(
+                f"one sha256 for {len(inputs):,} files; expected a mapping of file names to sha256"
+            )
+        checksums = {inputs[0].key: checksums}
+    unknown = sorted(set(checksums) - {item.key for item in inputs})
+    if unknown:
+        known = ", ".join(item.key for item in inputs[:5])
+        raise InputError(f"{unknown[0]!r} is no file of this source; its files are named {known}")
+    return [replace(item, sha256=checksums.get(item.key, item.sha256).lower()) for item in inputs]
 
 
 def open_input(item: Input, work: Storage | None = None) -> BinaryIO:
-    """A binary stream of the input's bytes as they are stored: no decompression."""
-    scheme = _scheme(item.uri)
+    """A binary stream of the input's bytes as they are stored, which can seek: no decompression. Of parts that were
+    fetched into `work`, else directly."""
+    if item.parts:
+        assert work is not None
+        return _buffered(_Parts(item, work), 1 << 20)
+    scheme = scheme_of(item.uri)
     if scheme == "":
         return _local(lambda: Path(item.uri).open("rb"), item.uri)
-    try:
-        if scheme == "hf":
-            from huggingface_hub import HfFileSystem
+    if scheme in ("s3", "gs"):
+        return _buffered(BucketStream(item.uri, item.bytes, item.version), _BUCKET_BUFFER)
+    return _buffered(open_remote(item), 1 << 20)
 
-            return HfFileSystem().open(item.uri, "rb")
-        import smart_open
 
-        return smart_open.open(item.uri, "rb", compression="disable")
-    except Exception as error:  # each transport has its own family of errors
-        raise InputError(f"{item.uri}: cannot be read: {_first_line(error)}") from error
+def open_remote(item: Input, end: int | None = None) -> WebFile:
+    """A stream of a file on the web or the hub, which will not be read behind `end`."""
+    if scheme_of(item.uri) == "hf":
+        return open_hub(item.uri, item.bytes, end)
+    return WebFile(item.uri, item.bytes, item.version, end=end)
+
+
+def _buffered(stream: RangedFile, size: int) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(stream, size))
+
+
+class _Parts(RangedFile):
+    """The parts of a file that was fetched, as the one file that they are."""
+
+    def __init__(self, item: Input, work: Storage) -> None:
+        super().__init__(item.bytes)
+        self._item = item
+        self._work = work
+        self._number = -1
+        self._part: BinaryIO | None = None
+
+    def read_at(self, position: int, count: int) -> bytes:
+        number = min(position // PART_BYTES, len(self._item.parts) - 1)
+        if number != self._number or self._part is None:
+            if self._part is not None:
+                self._part.close()
+            self._part, self._number = self._work.open(self._item.parts[number]), number
+        self._part.seek(position - number * PART_BYTES)
+        content = self._part.read(count)
+        if not content:
+            where = self._work.where(self._item.parts[number])
+            raise BuildError(
+                f"{where}: shorter than when it was fetched; remove it, and the same command goes on"
+            )
+        return content
+
+    def close(self) -> None:
+        if self._part is not None:
+            self._part.close()
+        super().close()
 
 
 class SizedStream(io.RawIOBase):
@@ -98,14 +177,16 @@ class SizedStream(io.RawIOBase):
     def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
         try:
             content = self._stream.read(len(buffer))
-        except Exception as error:  # each transport has its own family of errors
+        except BuildError:
+            raise
+        except Exception as error:
             read = f"after {self._read:,} of {self._item.bytes:,} bytes"
-            raise InputError(f"{self._item.uri}: cannot be read {read}: {_first_line(error)}") from error
+            raise InputError(f"{self._item.name}: cannot be read {read}: {reason_of(error)}") from error
         buffer[: len(content)] = content
         self._read += len(content)
         if not content and self._read != self._item.bytes:
             raise InputError(
-                f"{self._item.uri}: ended after {self._read:,} bytes, {self._item.bytes:,} were expected"
+                f"{self._item.name}: ended after {self._read:,} bytes, {self._item.bytes:,} were expected"
             )
         return len(content)
 
@@ -115,24 +196,45 @@ def sequential(stream: BinaryIO, item: Input, offset: int = 0) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(SizedStream(stream, item, offset), buffer_size=1 << 20))
 
 
-def _scheme(uri: str) -> str:
+def scheme_of(uri: str) -> str:
     scheme, separator, _ = uri.partition("://")
     return scheme if separator else ""
 
 
 def _find(path: str, accepts: Callable[[str], bool], folder: Path) -> list[Input]:
-    scheme = _scheme(path)
+    scheme = scheme_of(path)
     if scheme == "":
         return _find_local(path, accepts, folder)
     if scheme == "hf":
         return _find_on_hub(path, accepts)
-    if scheme not in ("https", "http", "s3", "gs"):
-        raise InputError(f"{path}: unknown scheme; expected a local path, https, s3, gs or hf://datasets/…")
+    if scheme in ("s3", "gs"):
+        return _find_in_bucket(path, accepts)
+    if scheme not in ("https", "http"):
+        known = "expected a local path, http(s)://, s3://, gs:// or hf://datasets/…"
+        raise InputError(f"{without_secrets(path)}: unknown scheme; {known}")
     name = unquote(urlsplit(path).path).rsplit("/", 1)[-1]
     if not accepts(name):
-        raise InputError(f"{path}: {name!r} is not of a format this source reads")
-    size, version = _remote_version(path)
-    return [Input(path, name, size, version)]
+        raise InputError(f"{without_secrets(path)}: {name!r} is not of a format this source reads")
+    seen = look(path)
+    return [Input(path, readable_name(name), seen.size, seen.version, ranges=seen.ranges)]
+
+
+def _find_in_bucket(path: str, accepts: Callable[[str], bool]) -> list[Input]:
+    folder, files = list_bucket(path)
+    named = not path.endswith("/") and not glob.has_magic(path)
+    inputs = []
+    for file in files:
+        key = file.uri[len(folder) + 1 :]
+        hidden = not named and any(part.startswith(".") for part in key.split("/"))
+        if file.uri.endswith("/") or hidden:
+            continue
+        if accepts(key.rsplit("/", 1)[-1]):
+            inputs.append(Input(file.uri, key, file.size, file.version))
+        elif named:
+            raise InputError(f"{path}: {key!r} is not of a format this source reads")
+    if not inputs:
+        raise InputError(f"{path}: no object of a format this source reads there")
+    return sorted(inputs, key=lambda item: item.uri)
 
 
 def _find_local(pattern: str, accepts: Callable[[str], bool], folder: Path) -> list[Input]:
@@ -184,54 +286,14 @@ def _local_input(path: Path, base: Path) -> Input:
 
 
 def _find_on_hub(path: str, accepts: Callable[[str], bool]) -> list[Input]:
-    from huggingface_hub import HfFileSystem
-
-    if not path.startswith(_HUB) or path.count("/", len(_HUB)) < 1:
-        raise InputError(f"{path}: expected hf://datasets/ORG/NAME, then perhaps a pattern of files in it")
-    organisation, name, *rest = path[len(_HUB) :].split("/")
-    repository = f"datasets/{organisation}/{name}"
-    try:
-        files = cast(
-            dict[str, Any], HfFileSystem().glob("/".join([repository, *(rest or ["**"])]), detail=True)
-        )
-    except Exception as error:
-        raise InputError(f"{path}: the hub did not list it: {_first_line(error)}") from error
-    inputs = []
-    for file, details in files.items():
-        if details["type"] == "file" and accepts(file.rsplit("/", 1)[-1]):
-            version = (details.get("lfs") or {}).get("sha256") or details["blob_id"]
-            inputs.append(Input(f"hf://{file}", file[len(repository) + 1 :], details["size"], version))
+    inputs = [
+        Input(file.uri, file.path, file.size, file.version, sha256=file.sha256)
+        for file in list_hub(path)
+        if accepts(file.path.rsplit("/", 1)[-1])
+    ]
     if not inputs:
         raise InputError(f"{path}: no file of a format this source reads there")
     return inputs
-
-
-def _remote_version(uri: str) -> tuple[int, str]:
-    """(bytes, version) as the server states them."""
-    try:
-        parts = urlsplit(uri)
-        if parts.scheme in ("http", "https"):
-            request = urllib.request.Request(uri, method="HEAD")  # noqa: S310 - the scheme was checked
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-                headers = answer.headers
-            version = headers.get("ETag") or headers.get("Last-Modified") or "unversioned"
-            return int(headers["Content-Length"]), version
-        key = parts.path.lstrip("/")
-        if parts.scheme == "s3":
-            import boto3  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
-            answer = boto3.client("s3").head_object(Bucket=parts.netloc, Key=key)
-            return answer["ContentLength"], answer["ETag"]
-        from google.cloud import storage  # type: ignore[import-untyped, unused-ignore]
-
-        blob = storage.Client().bucket(parts.netloc).blob(key)
-        blob.reload()
-        return blob.size, blob.etag
-    except ImportError as error:
-        extra = "s3" if _scheme(uri) == "s3" else "gcs"
-        raise InputError(f"{uri}: needs `pip install 'longspan[{extra}]'`: {error}") from error
-    except Exception as error:
-        raise InputError(f"{uri}: cannot be reached: {_first_line(error)}") from error
 
 
 def _unique_keys(inputs: list[Input]) -> list[Input]:
@@ -248,7 +310,7 @@ def _unique_keys(inputs: list[Input]) -> list[Input]:
             return sorted(named, key=lambda item: item.key)
         growing = [index for index in clashes if depth[index] < len(_folders(inputs[index]))]
         if not growing:
-            names = " and ".join(repr(inputs[index].uri) for index in clashes[:2])
+            names = " and ".join(repr(inputs[index].name) for index in clashes[:2])
             raise InputError(f"{names}: cannot be told apart by name; expected names that differ")
         for index in growing:
             depth[index] += 1
@@ -268,7 +330,3 @@ def _local(action: Callable[[], _Result], path: str) -> _Result:
         return action()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -70,12 +70,12 @@ def read_documents(source: Source, item: Input, work: Storage | None = None, sta
     except BuildError:
         raise
     except _TORN as error:
-        raise InputError(f"{item.uri}: truncated or damaged: {error or type(error).__name__}") from error
+        raise InputError(f"{item.name}: truncated or damaged: {error or type(error).__name__}") from error
     except pa.ArrowInvalid as error:
-        raise InputError(f"{item.uri}: not a whole parquet file: {error}") from error
+        raise InputError(f"{item.name}: not a whole parquet file: {error}") from error
     except (OSError, UnicodeDecodeError, RuntimeError) as error:
         # zipfile raises the latter: for what is encrypted, or packed by a method it does not know.
-        raise InputError(f"{item.uri}: cannot be read: {error}") from error
+        raise InputError(f"{item.name}: cannot be read: {error}") from error
 
 
 def _read_file(source: Source, item: Input, stream: BinaryIO, start: Position) -> Read:
