@@ -310,7 +310,7 @@ def _gather(blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
         if documents[0] == documents[-1]:
             hashes = np.sort(hashes)
             hashes = hashes[np.append(True, hashes[1:] != hashes[:-1])]
-            documents = documents[: len(hashes)]
+            documents = np.full(len(hashes), documents[0])  # a view would keep all of them
         parts.append((documents, hashes))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
