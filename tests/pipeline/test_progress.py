@@ -217,3 +217,15 @@ def test_the_bar_is_in_the_terminals_characters(encoding: str, half: str) -> Non
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     assert progress._bar(0.5, 7, stream) == half
     assert len(progress._bar(0.0, 7, stream)) == len(progress._bar(1.0, 7, stream)) == 7
+
+
+def test_nothing_of_a_longer_line_is_left() -> None:
+    terminal = Terminal(200)
+    with Progress("encode", 1_000_000, 0, 10**15, terminal.stream) as line:
+        line.advance("a", 10**9, 1.0)
+        wait_for(lambda: "1/1,000,000 units" in terminal.text())
+        line.expect(None, None)
+        wait_for(lambda: screen(terminal.text())[0].startswith("encode  1 unit, "))
+        assert "%" not in screen(terminal.text())[0]
+        assert "|" not in screen(terminal.text())[0]
+    terminal.close()

@@ -403,6 +403,29 @@ def test_padding_is_for_the_last_row_of_concatenated_documents() -> None:
     )
 
 
+def test_only_a_document_that_went_on_may_have_no_tokens_in_a_row() -> None:
+    rows, rules = [[0, 2, 20, 21, 2, 2, 1, 1]], make_rules("concatenate")
+    block = make_block(rows, [[(0, "a/0", 0), (2, "a/1", 0)]])
+    assert check(rules, block) == ["a.arrow, row 0: a piece without tokens of its document"]
+    block = make_block(rows, [[(0, "a/0", 6), (2, "a/1", 0)]])
+    assert "a.arrow, row 0: a piece without tokens of its document" not in check(rules, block)
+
+
+def test_a_document_cut_between_the_splits_is_found() -> None:
+    rows, pieces = pack_best_fit({"a/0": 12}, 8)
+    problems = Problems()
+    with Coverage() as coverage:
+        for row, split in enumerate(("train", "validation")):
+            block = make_block(rows[row : row + 1], pieces[row : row + 1])
+            read = read_pieces(block, make_rules("best_fit"), None, problems)
+            assert read is not None
+            coverage.add(split, block, read, problems)
+        coverage.check(problems)
+    assert [problem.message for problem in problems.shown] == [
+        "tokens of a document that are also in a.arrow, row 0"
+    ]
+
+
 def test_many_special_ids_are_looked_up_in_a_table() -> None:
     rules = Rules(8, "concatenate", 0, 2, 1, frozenset({*range(0, 40, 2), 1}), 50)
     rows = [[0, 11, 13, 15, 17, 19, 2, 2]]
