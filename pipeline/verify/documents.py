@@ -145,7 +145,10 @@ class Coverage:
         offset = int(table["offset"][index])
         if first:
             message = f"a document's first piece starts at its token {offset:,}: what comes before is missing"
-        elif offset < place or table["split"][index] != table["split"][index - 1]:
+        elif table["split"][index] != table["split"][index - 1]:
+            other, at = self._locate(int(table["row"][index - 1]))
+            message = f"a document that is in another split too: {other}, row {at:,}"
+        elif offset < place:
             other, at = self._locate(int(table["row"][index - 1]))
             message = f"tokens of a document that are also in {other}, row {at:,}"
         else:

@@ -301,7 +301,7 @@ def test_a_document_in_both_splits_is_found(corpus: Path) -> None:
     )
     forge(corpus, TRAIN, change("documents", row, cell(place, taken)))
     [found] = said(corpus)
-    assert "tokens of a document that are also in " in found
+    assert "a document that is in another split too: " in found
 
 
 def make_rules(packing: str, length: int = 8) -> Rules:
@@ -422,7 +422,7 @@ def test_a_document_cut_between_the_splits_is_found() -> None:
             coverage.add(split, block, read, problems)
         coverage.check(problems)
     assert [problem.message for problem in problems.shown] == [
-        "tokens of a document that are also in a.arrow, row 0"
+        "a document that is in another split too: a.arrow, row 0"
     ]
 
 
