@@ -38,7 +38,7 @@ drills: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(RUN) -m attention.benchmark
-	$(RUN) -m pipeline.benchmark --megabytes 16
+	$(RUN) -m pipeline.benchmark
 	$(RUN) -m trainer.benchmark
 
 format: $(VENV)/.installed

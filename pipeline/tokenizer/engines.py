@@ -12,6 +12,7 @@ distinct words), and it wants awkward arrays.
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, pairwise
 from typing import Protocol
@@ -117,10 +118,22 @@ class Guarded:
         return _joined(rows), _offsets([len(row) for row in rows])
 
 
-def choose(
-    backend: tokenizers.Tokenizer, settings: Settings, asked: str = AUTO
-) -> tuple[Engine, str, tuple[str, ...]]:
-    """The engine for a tokenizer, its name and version, and a line for each faster one about why it is not used.
+@dataclass(frozen=True)
+class Choice:
+    """An engine for a tokenizer, its name and version, and a line for each faster one with why it is not used."""
+
+    engine: Engine
+    name: str
+    remarks: tuple[str, ...]
+
+
+def resolved(asked: str) -> str:
+    """What is asked for, where AUTO is what the environment names."""
+    return os.environ.get(ENGINE_VARIABLE, AUTO) if asked == AUTO else asked
+
+
+def choose(backend: tokenizers.Tokenizer, settings: Settings, asked: str) -> Choice:
+    """The engine for a tokenizer.
 
     Args:
         backend: the reference, without padding or truncation, with `encode_special_tokens`.
@@ -130,7 +143,6 @@ def choose(
 
     Raises ValueError where the engine asked for is unknown, of another version, or not fit for this tokenizer.
     """
-    asked = os.environ.get(ENGINE_VARIABLE, AUTO) if asked == AUTO else asked
     name, _, wanted = asked.partition(" ")
     if name not in (AUTO, REFERENCE, *FAST):
         raise ValueError(f"engine {asked!r}: expected {AUTO}, {', '.join(FAST)} or {REFERENCE}")
@@ -149,14 +161,14 @@ def choose(
             else:
                 engine, reason = _tried(kind, backend, reference, settings, proved=bool(wanted))
                 if engine is not None:
-                    return Guarded(engine, reference), f"{candidate} {found}", tuple(remarks)
+                    return Choice(Guarded(engine, reference), f"{candidate} {found}", tuple(remarks))
         remarks.append(f"{candidate} {reason}")
         if name != AUTO:
             raise ValueError(f"engine {asked}: {remarks[-1]}")
     found = version(REFERENCE)
     if wanted and found != wanted:
         raise ValueError(f"engine {asked}: {REFERENCE} is installed in version {found}")
-    return reference, f"{REFERENCE} {found}", tuple(remarks)
+    return Choice(reference, f"{REFERENCE} {found}", tuple(remarks))
 
 
 def _tried(

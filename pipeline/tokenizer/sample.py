@@ -60,18 +60,19 @@ _RUNS = (
     "\x00",
     "ab ",
 )
-_RUN_LENGTHS = (2, 3, 7, 16, 33, 101, 257, 1001)
+_SHORT_RUNS, _LONG_RUNS = (2, 3, 7, 16, 33), (101, 257, 1001)
 _BEFORE_AND_AFTER = (("", ""), ("x", "x"), (" ", "1"), ("\n", " "))
 _TEXT_CHARACTERS = 4_000
 
 
 def sample_texts(vocabulary: Mapping[str, int], merges: Any, share: int = 1) -> list[str]:
-    """Texts to try an engine on, about a megabyte; `share` 8 takes an eighth of the entries and characters."""
+    """Texts to try an engine on, about half a megabyte; `share` 8 takes an eighth of the entries and characters."""
     texts = list(_WRITTEN)
     for unit in _RUNS:
-        for length in _RUN_LENGTHS:
+        for length in _SHORT_RUNS:
             texts.extend(before + unit * length + after for before, after in _BEFORE_AND_AFTER)
-    texts.extend(_in_texts(f"a{c}b{c}{c} {c}1{c}'s" for c in _characters(share)))
+        texts.extend(unit * length + "x" for length in _LONG_RUNS)
+    texts.extend(_in_texts(f"a{c}1{c}{c} {c}" for c in _characters(share)))
     made = {left + right for left, right in merges}
     for entry in vocabulary:
         if len(entry) > 1 and entry not in made:  # what no merge makes must not come out whole

@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from pipeline.shards import token_dtype, write_atomically
-from pipeline.tokenizer.engines import AUTO, Engine, choose
+from pipeline.tokenizer.engines import AUTO, Choice, choose, resolved
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
@@ -30,6 +30,9 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Settings of a tokenizer.json that change the offsets tokens report, or how they are decoded or wrapped in
 # special tokens, but never the ids of a text.
 _NO_EFFECT_ON_IDS = frozenset({"trim_offsets"})
+
+_chosen: dict[tuple[str, str], Choice] = {}
+"""Engines of this process, by fingerprint and what was asked for: a driver that is its own worker tries one once."""
 
 
 class Tokenizer:
@@ -66,7 +69,7 @@ class Tokenizer:
         backend.no_truncation()
         self._backend = backend
         self._location = location
-        self._choice: tuple[Engine, str, tuple[str, ...]] | None = None
+        self._choice: Choice | None = None
         self.bos_id, self.pad_id, self.eos_id, self.unk_id, self.mask_id = (
             _known_id(backend, token) for token in SPECIAL_TOKENS
         )
@@ -88,12 +91,12 @@ class Tokenizer:
     def engine(self) -> str:
         """The name and version of the library that `encode` runs, such as "fastokens 0.3.5". The first call tries
         engines out, which takes about a second."""
-        return self._choose(AUTO)[1]
+        return self._choose(AUTO).name
 
     @property
     def passed_over(self) -> tuple[str, ...]:
         """A line for each faster engine that is not used, with the reason."""
-        return self._choose(AUTO)[2]
+        return self._choose(AUTO).remarks
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of texts without special tokens, those of `encode_batch`, by the fastest engine that gives them.
@@ -106,7 +109,7 @@ class Tokenizer:
         seconds of a unit are its own.
         """
         try:
-            ids, offsets = self._choose(AUTO)[0].encode(texts)
+            ids, offsets = self._choose(AUTO).engine.encode(texts)
         except TypeError:
             for text in texts:
                 text.encode()  # tokenizers calls a lone surrogate an argument of the wrong type
@@ -117,12 +120,17 @@ class Tokenizer:
         """The ids of each text, without special tokens, by the reference: `tokenizers`."""
         return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _choose(self, asked: str) -> tuple[Engine, str, tuple[str, ...]]:
+    def _choose(self, asked: str) -> Choice:
         if self._choice is None:
-            try:
-                self._choice = choose(self._backend, json.loads(self._backend.to_str()), asked)
-            except ValueError as error:
-                raise ValueError(f"tokenizer {self._location}: {error}") from error
+            asked = resolved(asked)
+            known = _chosen.get((self.fingerprint, asked))
+            if known is None:
+                try:
+                    known = choose(self._backend, json.loads(self._backend.to_str()), asked)
+                except ValueError as error:
+                    raise ValueError(f"tokenizer {self._location}: {error}") from error
+                _chosen[self.fingerprint, asked] = _chosen[self.fingerprint, known.name] = known
+            self._choice = known
         return self._choice
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -33,6 +33,7 @@ from attention.benchmark.workload import (
     visible_pairs,
 )
 from attention.figure import save
+from pipeline.filters import FILTERS
 
 BOTH = ("forward", "forward+backward")
 PEERS = {"transformers, sliding chunks", "SDPA over blocks", "SDPA, band as mask", "SDPA, dense (no window)"}
@@ -395,15 +396,42 @@ def test_other_dtypes_are_measured_the_same_way(
 
 
 def test_pipeline(tmp_path: Path) -> None:
-    printed, found = measure_json("pipeline.benchmark", tmp_path, "--megabytes", "0.1", "--vocabulary", "500")
+    sizes = ["--megabytes", "0.1", "--vocabulary", "500", "--made-up"]
+    sections = ["--sections", "compare", "filters", "cost"]
+    printed, found = measure_json("pipeline.benchmark", tmp_path, *sizes, *sections)
     rows = found["rows"]
     check_rows(printed, rows)
-    assert len(rows) == 3
+    assert len(rows) == 8
     assert found["bytes"] >= 100_000
     # Every method, in every round, had the same ids.
     assert len({digest for row in rows for digest in row["digests"]}) == 1
     assert len({row["ids"] for row in rows}) == 1
     assert rows[0]["ids"] > 10_000
+    assert all(row["peak_bytes"] > 50_000_000 for row in rows)
+    for row in rows[:3]:
+        assert {"split", "encode", "tokenising", "pack"} <= row["parts"].keys()
+    assert len(found["filters"]) > len(FILTERS)
+    for row in found["filters"]:
+        assert row["rate"] > 0
+        assert any(line.startswith(row["method"]) for line in printed.splitlines())
+    assert [row["source"] for row in found["cost"]] == ["Books", "Wikipedia", "RealNews", "Stories"]
+    assert all(hours > 0 for row in found["cost"] for hours in row["tokenising"].values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are followed as Linux does")
+def test_pipeline_scaling(tmp_path: Path) -> None:
+    sizes = ["--quick", "--vocabulary", "500", "--made-up", "--sections", "scaling"]
+    printed, found = measure_json("pipeline.benchmark", tmp_path, *sizes)
+    scaling = found["scaling"]
+    assert list(scaling["rows"]) == ["--local", "Ray, one worker", "Ray, two workers"]
+    for name, row in scaling["rows"].items():
+        assert any(line.startswith(name) for line in printed.splitlines())
+        assert row["peak_bytes"]["driver"] > 50_000_000
+        assert (row["peak_bytes"].get("worker", 0) > 50_000_000) == (name != "--local")
+        assert row["cpu"] > 0
+    # Ray's own processes are counted, and none of them was left behind.
+    assert scaling["rows"]["Ray, one worker"]["cpu"] > scaling["rows"]["--local"]["cpu"]
+    assert scaling["machine"] > 0
 
 
 def test_trainer(tmp_path: Path) -> None:

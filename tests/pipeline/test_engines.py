@@ -17,6 +17,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 from pipeline.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from pipeline.tokenizer import tokenizer as tokenizer_module
 from pipeline.tokenizer.engines import ENGINE_VARIABLE, FAST, REFERENCE, Fastokens, Guarded
 from pipeline.tokenizer.ranks import byte_characters
 from tests.pipeline.conftest import words
@@ -291,6 +292,7 @@ def test_an_engine_that_fails_on_the_sample_is_passed_over(
                 ids[-1] += 1
             return ids, offsets if fault == "wrong id" else offsets[:-1]
 
+    monkeypatch.setattr(tokenizer_module, "_chosen", {})
     monkeypatch.setitem(FAST, "fastokens", Faulty)
     monkeypatch.delitem(FAST, "tiktoken")
     tokenizer = load_tokenizer(small_tokenizer)
@@ -311,7 +313,7 @@ def test_what_an_engine_refuses_later_the_reference_encodes(small_tokenizer: Pat
             return inner.encode(texts)
 
     reference = load_tokenizer(small_tokenizer, REFERENCE)
-    inner = reference._choose(REFERENCE)[0]
+    inner = reference._choose(REFERENCE).engine
     guarded = Guarded(Refusing(), inner)
     texts = ["one", "odd", "", "another odd", "two"]
     for result, right in zip(guarded.encode(texts), reference.encode(texts), strict=True):

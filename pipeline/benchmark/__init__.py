@@ -1,0 +1,1 @@
+"""The benchmark: `python -m pipeline.benchmark`, and what it measures with."""
