@@ -14,7 +14,6 @@ from pipeline.sources.formats import is_small_file
 from pipeline.stages.split import Chunk, SplitUnit, within_limit
 from pipeline.units import Record
 
-
 GROUP_FILES = 1000
 """Small files a unit reads at most: a unit travels to its worker with their names."""
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any
-
-from obstore import exceptions
-from obstore.store import GCSStore, S3Store
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BuildError
+
+if TYPE_CHECKING:  # an extra brings it, and who has no object store needs none
+    from obstore.store import GCSStore, S3Store
 
 PATIENCE = 120
 """Seconds for which a request that fails for a passing reason is made again, with growing pauses."""
@@ -32,7 +32,7 @@ _CREDENTIALS_LIFE = timedelta(minutes=5)
 
 
 @lru_cache(maxsize=64)
-def connect(scheme: str, bucket: str, patience: float = PATIENCE) -> S3Store | GCSStore:
+def connect(scheme: str, bucket: str, patience: float = PATIENCE) -> "S3Store | GCSStore":
     """The bucket's store; one a process, made at its first use. BuildError where a package or credentials are
     missing, or where there is no such bucket."""
     where = f"{scheme}://{bucket}"
@@ -44,12 +44,13 @@ def connect(scheme: str, bucket: str, patience: float = PATIENCE) -> S3Store | G
         ) from error
 
 
-def _connect_s3(bucket: str, patience: float) -> S3Store:
+def _connect_s3(bucket: str, patience: float) -> "S3Store":
     import boto3
     import botocore
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
     from obstore.auth.boto3 import Boto3CredentialProvider
+    from obstore.store import S3Store
 
     where = f"s3://{bucket}"
     public = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("true", "1")
@@ -80,7 +81,9 @@ def _connect_s3(bucket: str, patience: float) -> S3Store:
     return S3Store(bucket, config=config, **_transport(endpoint, patience), **provider)  # type: ignore[arg-type]
 
 
-def _connect_gcs(bucket: str, patience: float) -> GCSStore:
+def _connect_gcs(bucket: str, patience: float) -> "GCSStore":
+    from obstore.store import GCSStore
+
     endpoint = os.environ.get("STORAGE_EMULATOR_HOST")  # as Google's own libraries have it
     if endpoint:
         endpoint = endpoint if "://" in endpoint else f"http://{endpoint}"
@@ -121,6 +124,8 @@ def _transport(endpoint: str, patience: float) -> Any:
 def errors_named(where: str) -> Iterator[None]:
     """Errors of the store as ours, which say what place they are about: FileNotFoundError where there is no such
     object, BuildError where the store refuses or cannot be reached. Those of conditions pass."""
+    from obstore import exceptions
+
     try:
         yield
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):

@@ -620,6 +620,19 @@ except BuildError as error:
     assert f"{package}; `pip install 'longspan[{extra}]'`" in said
 
 
+def test_without_object_stores_nothing_of_theirs_is_needed(tmp_path: Path) -> None:
+    """The command once could not start without the extras: a module imported one of theirs at its top."""
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys(("obstore", "boto3", "google.auth")))
+import pipeline.build_corpus, pipeline.fetch, pipeline.shards, pipeline.verify.__main__, pipeline.show
+from pipeline.storage import open_storage
+open_storage({str(tmp_path)!r}).publish("x", b"1")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert (tmp_path / "x").read_bytes() == b"1"
+
+
 def test_a_bucket_that_is_not_there_is_named(remote: ObjectStorage) -> None:
     other = ObjectStorage(remote.scheme, "longspan-nowhere", "x")
     with pytest.raises(BuildError, match="longspan-nowhere"):
