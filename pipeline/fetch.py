@@ -9,7 +9,8 @@ streams it.
 import glob
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
@@ -17,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.documents import readable_name
 from pipeline.errors import BuildError, InputError
-from pipeline.remote.buckets import BucketStream, list_bucket
+from pipeline.remote.buckets import BucketStream, glob_regex, list_bucket
 from pipeline.remote.hub import list_hub, open_hub
 from pipeline.remote.patience import reason_of, without_secrets
 from pipeline.remote.ranged import RangedFile
@@ -250,9 +251,11 @@ def _find_local(pattern: str, accepts: Callable[[str], bool], folder: Path) -> l
         if not glob.has_magic(pattern):
             raise InputError(f"{path}: no such file or folder")
         base = folder / Path(*_parts_before_magic(Path(pattern)))
-        # Path.glob refuses absolute patterns.
-        fitting = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207
-        files = (p for p in (folder / name for name in fitting) if p.is_file())
+        # Not `glob`, which passes over folders that may not be read.
+        wanted = path.relative_to(base)
+        fits = re.compile(glob_regex(wanted.as_posix()))
+        levels = None if "**" in wanted.as_posix() else [re.compile(glob_regex(part)) for part in wanted.parts]
+        files = (p for p in _files_below(base, levels) if fits.fullmatch(p.relative_to(base).as_posix()))
         what = "no file of a format this source reads fits this pattern"
     hidden = (p for p in files if not any(part.startswith(".") for part in p.relative_to(base).parts))
     inputs = [_local_input(p, base) for p in sorted(hidden) if accepts(p.name)]
@@ -261,14 +264,19 @@ def _find_local(pattern: str, accepts: Callable[[str], bool], folder: Path) -> l
     return inputs
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """All but hidden ones. InputError where a folder cannot be listed: what is in it would be missing, unsaid."""
+def _files_below(folder: Path, levels: Sequence[re.Pattern[str]] | None = None) -> Iterator[Path]:
+    """All but hidden ones; with `levels` only in folders whose names fit them. InputError where a folder cannot be
+    listed: what is in it would be missing, unsaid."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
 
-    for parent, folders, names in os.walk(folder, onerror=refuse):
+    # A link that leads back up would be followed for ever; a pattern of so many levels ends.
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=levels is not None):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if levels is not None:
+            level = len(Path(parent).relative_to(folder).parts)
+            folders[:] = [name for name in folders if level + 1 < len(levels) and levels[level].fullmatch(name)]
         yield from (path for path in (Path(parent, name) for name in names) if path.is_file())
 
 

@@ -29,7 +29,7 @@ def list_bucket(path: str) -> tuple[str, Iterator[BucketFile]]:
     magic = _MAGIC.search(key)
     prefix = key[: magic.start()].rpartition("/")[0] if magic else key.rstrip("/")
     folder = prefix if magic or key.endswith("/") or not key else prefix.rpartition("/")[0]
-    fits = re.compile(_regex(key)) if magic else None
+    fits = re.compile(glob_regex(key)) if magic else None
 
     def files() -> Iterator[BucketFile]:
         store = connect(scheme, bucket)
@@ -111,7 +111,7 @@ def _version(meta: Any) -> str:
     return meta["e_tag"] or meta["version"] or ""
 
 
-def _regex(pattern: str) -> str:
+def glob_regex(pattern: str) -> str:
     """Of a glob in which `*` stays in a folder and `**/` crosses them."""
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 

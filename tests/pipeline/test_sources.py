@@ -318,8 +318,12 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
     refused = ".closed"
     assert len(read("text", tmp_path)) == 2
     refused = "closed"
-    with pytest.raises(InputError, match="/closed: cannot be read: Permission denied"):
-        read("text", tmp_path)
+    for pattern in ("", "**/*.txt", "*/*.txt", "c*/b.txt"):
+        with pytest.raises(InputError, match="/closed: cannot be read: Permission denied"):
+            read("text", tmp_path / pattern)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open/d.txt").write_text("d")
+    assert len(read("text", tmp_path / "*.txt")) == len(read("text", tmp_path / "o*/*.txt")) == 1
 
 
 def test_files_of_one_name_keep_their_folders(tmp_path: Path) -> None:
