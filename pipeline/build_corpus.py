@@ -140,6 +140,9 @@ def _build(loaded: LoadedConfig, limit: int | None, plan: Plan, stages: Stages, 
         say(f"  {line}")
     for name, content in tokenizer.files().items():
         stores.work.publish(f"{tokenizer_folder(tokenizer.fingerprint)}/{name}", content)
+    if any(True for source in plan.sources for _ in source.fetch_units):
+        stages.run("fetch", (unit for source in plan.sources for unit in source.fetch_units))
+        stages.run("check", (unit for source in plan.sources for unit in source.check_units))
     stages.run("split", (unit for source in plan.sources for unit in source.units))
     evaluation = _index_evaluation(plan, loaded.config, stages)
     stages.run("encode", _encode_units(loaded, limit, plan, evaluation, ledger))

@@ -8,6 +8,7 @@ running it twice, here and there or at the same time, publishes the same bytes.
 
 import json
 import time
+import unicodedata
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -19,8 +20,14 @@ from pipeline.errors import BuildError
 from pipeline.shards import WrittenFile
 from pipeline.storage import Stores
 
-VERSIONS = {"numpy": np.__version__, "pyarrow": pa.__version__, "tokenizers": tokenizers.__version__}
-"""The libraries whose code decides bytes. They are part of every unit's id and of the manifest."""
+VERSIONS = {
+    "numpy": np.__version__,
+    "pyarrow": pa.__version__,
+    "tokenizers": tokenizers.__version__,
+    "unicode": unicodedata.unidata_version,
+}
+"""The libraries, and the tables of characters, that decide bytes. They are part of every unit's id and of the
+manifest."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pipeline.config import LoadedConfig, SourceConfig
 from pipeline.fetch import Input, with_version
 from pipeline.ledger import Ledger
 from pipeline.sources.formats import is_small_file
+from pipeline.stages.fetch import FetchUnit, VerifyUnit, fetched, plan_fetch, plan_verify
 from pipeline.stages.split import Chunk, SplitUnit, within_limit
 from pipeline.units import Record
 
@@ -28,9 +29,25 @@ class SourcePlan:
     limit: int | None
 
     @property
+    def fetch_units(self) -> Iterator[FetchUnit]:
+        """The units that bring remote files into the work storage: all but for a `limit`, for which their beginnings
+        are read where they are."""
+        if self.limit is None:
+            for item in self.inputs:
+                yield from plan_fetch(item)
+
+    @property
+    def check_units(self) -> Iterator[VerifyUnit]:
+        """The units that then compare fetched files with their checksums."""
+        if self.limit is None:
+            for item in self.inputs:
+                yield from plan_verify(item)
+
+    @property
     def units(self) -> Iterator[SplitUnit]:
         """The units that read them."""
-        for group in _grouped(self.inputs, self.chunk_bytes):
+        inputs = self.inputs if self.limit is not None else tuple(map(fetched, self.inputs))
+        for group in _grouped(inputs, self.chunk_bytes):
             yield SplitUnit(self.source.name, self.source.reader, group, self.chunk_bytes, self.limit)
 
 
