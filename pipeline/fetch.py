@@ -254,7 +254,9 @@ def _find_local(pattern: str, accepts: Callable[[str], bool], folder: Path) -> l
         # Not `glob`, which passes over folders that may not be read.
         wanted = path.relative_to(base)
         fits = re.compile(glob_regex(wanted.as_posix()))
-        levels = None if "**" in wanted.as_posix() else [re.compile(glob_regex(part)) for part in wanted.parts]
+        levels = (
+            None if "**" in wanted.as_posix() else [re.compile(glob_regex(part)) for part in wanted.parts]
+        )
         files = (p for p in _files_below(base, levels) if fits.fullmatch(p.relative_to(base).as_posix()))
         what = "no file of a format this source reads fits this pattern"
     hidden = (p for p in files if not any(part.startswith(".") for part in p.relative_to(base).parts))
@@ -276,7 +278,9 @@ def _files_below(folder: Path, levels: Sequence[re.Pattern[str]] | None = None) 
         folders[:] = [name for name in folders if not name.startswith(".")]
         if levels is not None:
             level = len(Path(parent).relative_to(folder).parts)
-            folders[:] = [name for name in folders if level + 1 < len(levels) and levels[level].fullmatch(name)]
+            folders[:] = [
+                name for name in folders if level + 1 < len(levels) and levels[level].fullmatch(name)
+            ]
         yield from (path for path in (Path(parent, name) for name in names) if path.is_file())
 
 

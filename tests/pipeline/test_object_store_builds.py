@@ -59,9 +59,15 @@ def test_a_build_in_an_object_store(
 @pytest.mark.drill
 @pytest.mark.parametrize("number", range(max(1, KILLS // 5)))
 def test_killed_anywhere_with_an_object_store(
-    number: int, store: ObjectStore, built: tuple[dict[str, Any], Path], tmp_path: Path
+    number: int,
+    object_stores: Servers,
+    built: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever comes after a killed build waits for its lease to end."""
+    store = object_stores.get(["seaweedfs", "gcs"][number % 2])
+    use(store, monkeypatch)
     config, reference = built
     generator = random.Random(SEED + 2000 + number)
     uri = f"{store.uri}/killed-{number}"
