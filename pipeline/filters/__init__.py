@@ -48,7 +48,7 @@ REASONS: Mapping[str, str] = {
 
 def first_reason(filters: Sequence[BaseFilter], source: str, document: Document) -> str | None:
     """Why the document is dropped, None where no filter objects."""
-    if not document.text.strip():
+    if not document.text or document.text.isspace():
         return EMPTY
     for item in filters:
         if item.sources is None or source in item.sources:

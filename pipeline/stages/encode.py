@@ -1,4 +1,4 @@
-"""encode: one chunk → clean → filters → sample → tokenise: its token documents in the order of their hash, and a table.
+"""encode: one chunk → sample → clean → filters → tokenise: token documents in the order of their hash, and a table.
 
 Two Arrow files a chunk, with the same rows in the same order: the *tokens* file (see `pipeline.stages.tokens`), and
 the *table* with what later decisions need, a few bytes a document (see `TABLE_SCHEMA`). Documents that are dropped here
@@ -127,10 +127,15 @@ class EncodeUnit:
         tokenizer = _tokenizer(stores, self.tokenizer_fingerprint, self.engine)
         encoded = _Encoded(token_dtype(tokenizer.vocabulary_size))
         reader = SOURCES[self.kind]()
+        limit = threshold(self.sample)
         earlier = _EarlierTokens(stores, f"{self.stage}/{self._texts}")
         for first, ids, texts in self._batches(stores):
             documents = []
             for row, (identifier, text) in enumerate(zip(ids, texts, strict=True), first):
+                # Asked first: nothing is to be done for a document that the sample leaves out.
+                if self.sample < 1 and decision_hash("sample", self.seed, identifier) >= limit:
+                    encoded.drop(NOT_SAMPLED, self._example(Document(identifier, text)))
+                    continue
                 try:
                     document = Document(identifier, reader.clean(text))
                 except Dropped as dropped:
@@ -173,9 +178,6 @@ class EncodeUnit:
         few = tokenizer.covers_bytes and len(document.text) < self.minimum_tokens
         if few and len(document.text.encode()) < self.minimum_tokens:
             return TOO_SHORT
-        # Asked before tokenising: a document that the sample leaves out would be tokenised for nothing.
-        if self.sample < 1 and decision_hash("sample", self.seed, document.id) >= threshold(self.sample):
-            return NOT_SAMPLED
         if self.evaluation is not None:
             index = open_index(self.evaluation, stores.work)
             return contaminated(document.text, index, self.evaluation.settings)
