@@ -32,6 +32,8 @@ from pipeline.storage import Lock, Stores, open_storage
 WORK = "longspan-work"
 """The folder in `--work` that intermediate files go to; the only one there that is written or removed."""
 
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "open.yaml"
+
 _HELP = """\
 Builds a corpus for long-document pretraining: reads books, Wikipedia, news, stories or your own text files,
 tokenises them, removes duplicates, and packs them into sequences of one length.
@@ -249,16 +251,22 @@ def _parser() -> argparse.ArgumentParser:
         prog="pipeline.build_corpus", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="the corpus's configuration, YAML")
+    add(
+        "--config",
+        default=str(DEFAULT_CONFIG),
+        metavar="FILE",
+        help="the corpus's configuration, YAML (default: pipeline/configs/open.yaml, the paper's mixture from "
+        "sources that anyone can fetch; it asks you to accept their terms in a copy)",
+    )
     add(
         "--output",
         required=True,
-        metavar="PATH",
-        help="the folder of the corpus; new, empty, or begun before",
+        metavar="URI",
+        help="the folder of the corpus: a local path, s3://BUCKET/FOLDER or gs://...; new, empty, or begun before",
     )
     add(
         "--work",
-        metavar="PATH",
+        metavar="URI",
         help=f"where intermediate files go, in a folder {WORK} of their own (default: OUTPUT/.work); "
         "every worker must see it",
     )

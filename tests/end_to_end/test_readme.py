@@ -37,7 +37,8 @@ def commands(text: str) -> list[str]:
     ]
 
 
-COMMANDS = commands(README)
+CORPUS_PAGE = (ROOT / "pipeline" / "README.md").read_text(encoding="utf-8")
+COMMANDS = commands(README) + commands(CORPUS_PAGE)
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 ONE_UPDATE = "--steps 1 --batch_size 2 --micro_batch_size 1 --optimizer.warmup_steps 0 --precision fp32"
 
