@@ -14,6 +14,7 @@ filters   what each filter, and signing for near-duplicates, costs beside tokeni
 scaling   Ray beside --local, and two workers beside one. CPU time is of all processes of a build, Ray's own included.
           A build of next to no text is measured as well: it is what starting and stopping costs. Beside it stands
           what the machine gives for two processes that only tokenise.
+driver    memory of the process that plans, follows and catalogues units, for 100 and for 100,000 that nobody runs.
 cost      what the paper's corpus would cost in CPU hours, from the rates of `compare`.
 
 The text is real where LONGSPAN_DATA, or ../shared/data, holds some, about 12 MB; what is wanted beyond that is the same
@@ -40,6 +41,7 @@ from typing import Any
 import tokenizers
 
 from pipeline.benchmark.cost import paper_costs
+from pipeline.benchmark.driver import measure_driver
 from pipeline.benchmark.filters import measure_filters
 from pipeline.benchmark.methods import ENGINES, SEQUENCE_LENGTH, Result, methods, run_alone
 from pipeline.benchmark.scaling import measure_ways
@@ -47,7 +49,7 @@ from pipeline.benchmark.text import read_texts, write_text
 from pipeline.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from pipeline.tokenizer.engines import REFERENCE
 
-SECTIONS = ("compare", "filters", "scaling", "cost")
+SECTIONS = ("compare", "filters", "scaling", "driver", "cost")
 FILES = 4
 """The text of `scaling` is in so many files, so that workers have units to share."""
 
@@ -130,7 +132,7 @@ def print_compare(rows: Sequence[dict[str, Any]], missing: Sequence[str]) -> Non
             print(f"{row['method']}: {times}; CPU seconds beyond the start: {parts}")
 
 
-# filters, scaling, cost
+# filters, scaling, driver, cost
 
 
 def print_filters(rows: Sequence[dict[str, Any]]) -> None:
@@ -156,6 +158,12 @@ def print_scaling(found: dict[str, Any]) -> None:
         f"two workers: {found['two_against_one']:.2f} × one, starting and stopping left out; the machine's own two "
         f"processes: {found['machine']:.2f} ×"
     )
+
+
+def print_driver(rows: Sequence[dict[str, Any]]) -> None:
+    print(f"{'units':>9}  peak MB  cpu s")
+    for row in rows:
+        print(f"{row['units']:9,}  {row['peak_bytes'] / 1e6:7.0f}  {row['seconds']:5.1f}")
 
 
 def costs_of(rows: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:
@@ -309,6 +317,10 @@ def _measure(
             write_text(text, options.scaling_megabytes / FILES, data, seed=number)
         found["scaling"] = measure_ways(folder, texts, options.engine, (options.rounds + 1) // 2)
         print_scaling(found["scaling"])
+    if "driver" in options.sections:
+        print("\n== driver: its memory by units ==", flush=True)
+        found["driver"] = measure_driver(folder, [100, 1_000 if options.quick else 100_000])
+        print_driver(found["driver"])
     if "cost" in options.sections:
         print("\n== cost: the paper's corpus, CPU hours ==")
         found["cost"] = costs_of(found["rows"], size)

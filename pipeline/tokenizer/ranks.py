@@ -47,9 +47,11 @@ def byte_characters() -> dict[str, int]:
 
 
 def entry_bytes(entry: str) -> bytes:
-    """The bytes that a vocabulary's spelling stands for; KeyError where it is none."""
-    characters = byte_characters()
-    return bytes(characters[character] for character in entry)
+    """The bytes that a vocabulary's spelling stands for; UnicodeEncodeError where it is none."""
+    return entry.translate(_LATIN).encode("latin-1")
+
+
+_LATIN = {ord(character): byte for character, byte in byte_characters().items()}
 
 
 def obstacle(settings: Settings) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from pipeline.shards import token_dtype, write_atomically
 from pipeline.tokenizer.engines import AUTO, Choice, choose, resolved
@@ -46,35 +46,38 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, location: str, engine: str = AUTO) -> None:
         """Takes over `backend`. ValueError where it is no byte-level BPE, or one of the five special tokens is
         missing, or the engine asked for cannot be had."""
-        kind, splitters = _model_and_splitters(json.loads(backend.to_str()))
+        missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
+        if not missing:
+            # Those that the file declares stay as they are; the others become special here, so that both kinds
+            # of file behave, and are fingerprinted, alike. `<mask>` takes the space before it, as RoBERTa's does.
+            declared = {token.content for token in backend.get_added_tokens_decoder().values()}
+            backend.add_special_tokens(
+                [AddedToken(t, lstrip=t == MASK, special=True) for t in SPECIAL_TOKENS if t not in declared]
+            )
+        backend.encode_special_tokens = True
+        backend.no_padding()
+        backend.no_truncation()
+        self._json = backend.to_str()
+        settings = json.loads(self._json)
+        kind, splitters = _model_and_splitters(settings)
         if kind != "BPE" or "ByteLevel" not in splitters:
             raise ValueError(
                 f"tokenizer {location}: its model is {kind} and its pre-tokenizer {', '.join(splitters) or 'none'}; "
                 "expected BPE and ByteLevel, as RoBERTa and GPT-2 have"
             )
-        missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
         if missing:
             raise ValueError(
                 f"tokenizer {location}: no {' '.join(missing)} in its vocabulary of "
                 f"{backend.get_vocab_size():,} entries; RoBERTa's {' '.join(SPECIAL_TOKENS)} are all needed"
             )
-        # Those that the file declares stay as they are; the others become special here, so that both kinds
-        # of file behave, and are fingerprinted, alike. `<mask>` takes the space before it, as RoBERTa's does.
-        declared = {token.content for token in backend.get_added_tokens_decoder().values()}
-        backend.add_special_tokens(
-            [AddedToken(t, lstrip=t == MASK, special=True) for t in SPECIAL_TOKENS if t not in declared]
-        )
-        backend.encode_special_tokens = True
-        backend.no_padding()
-        backend.no_truncation()
         self._backend = backend
         self._location = location
         self._choice: Choice | None = None
         self.bos_id, self.pad_id, self.eos_id, self.unk_id, self.mask_id = (
             _known_id(backend, token) for token in SPECIAL_TOKENS
         )
-        settings = json.loads(backend.to_str())
-        self.vocabulary_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        added = [token["id"] for token in settings["added_tokens"]]
+        self.vocabulary_size: int = max(*settings["model"]["vocab"].values(), *added) + 1
         """One more than the largest id: the number of rows an embedding table needs."""
         self.special_ids: frozenset[int] = _special_ids(settings)
         """Ids that no text gives: declared special tokens, and entries no merge leads to. Neither masking
@@ -126,7 +129,7 @@ class Tokenizer:
             known = _chosen.get((self.fingerprint, asked))
             if known is None:
                 try:
-                    known = choose(self._backend, json.loads(self._backend.to_str()), asked)
+                    known = choose(self._backend, json.loads(self._json), asked)
                 except ValueError as error:
                     raise ValueError(f"tokenizer {self._location}: {error}") from error
                 _chosen[self.fingerprint, asked] = _chosen[self.fingerprint, known.name] = known
@@ -149,11 +152,15 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """A tokenizer.json that wraps a text as RoBERTa does: `<s> text </s>`."""
-        wrapped = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        wrapped.post_processor = processors.RobertaProcessing(
-            (EOS, self.eos_id), (BOS, self.bos_id), trim_offsets=True, add_prefix_space=False
-        )
-        return wrapped.to_str(pretty=False) + "\n"
+        wrapped = json.loads(self._json)
+        wrapped["post_processor"] = {
+            "type": "RobertaProcessing",
+            "sep": [EOS, self.eos_id],
+            "cls": [BOS, self.bos_id],
+            "trim_offsets": True,
+            "add_prefix_space": False,
+        }
+        return json.dumps(wrapped, ensure_ascii=False, separators=(",", ":")) + "\n"
 
     def files(self) -> dict[str, bytes]:
         """tokenizer.json and tokenizer_config.json for `transformers.AutoTokenizer`, by name."""

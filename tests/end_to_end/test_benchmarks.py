@@ -396,8 +396,8 @@ def test_other_dtypes_are_measured_the_same_way(
 
 
 def test_pipeline(tmp_path: Path) -> None:
-    sizes = ["--megabytes", "0.1", "--vocabulary", "500", "--made-up"]
-    sections = ["--sections", "compare", "filters", "cost"]
+    sizes = ["--vocabulary", "500", "--made-up"]
+    sections = ["--quick", "--sections", "compare", "filters", "driver", "cost"]
     printed, found = measure_json("pipeline.benchmark", tmp_path, *sizes, *sections)
     rows = found["rows"]
     check_rows(printed, rows)
@@ -414,6 +414,9 @@ def test_pipeline(tmp_path: Path) -> None:
     for row in found["filters"]:
         assert row["rate"] > 0
         assert any(line.startswith(row["method"]) for line in printed.splitlines())
+    few, many = found["driver"]
+    assert (few["units"], many["units"]) == (100, 1000)
+    assert many["peak_bytes"] < few["peak_bytes"] + 20_000_000  # kept in memory, 900 units would be more
     assert [row["source"] for row in found["cost"]] == ["Books", "Wikipedia", "RealNews", "Stories"]
     assert all(hours > 0 for row in found["cost"] for hours in row["tokenising"].values())
 
