@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.config import LoadedConfig
@@ -23,6 +23,7 @@ from pipeline.stages.pack import PACKING_FACTS
 from pipeline.stages.plan import Plan, split_records
 from pipeline.stages.run import Stages
 from pipeline.stages.select import SPLITS, Selection
+from pipeline.stages.split import Chunk
 from pipeline.storage import Lock, Stores
 from pipeline.tokenizer import TOKENIZER_FILES
 from pipeline.units import VERSIONS, PublishedFile, Record
@@ -33,58 +34,55 @@ QUARANTINED_SHOWN = 3
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})/\d{{5,}}\.arrow")
 
 
-@dataclass
-class Counts:
-    """One source's balance: read = kept + dropped + quarantined."""
-
-    read: int = 0
-    quarantined: Counter[str] = field(default_factory=Counter)
-    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def drop(self, reason: str, documents: int, tokens: int | None) -> None:
-        tally = self.dropped.setdefault(reason, {"documents": 0})
-        tally["documents"] += documents
-        if tokens is not None:
-            tally["tokens"] = tally.get("tokens", 0) + tokens
-
-
 def balance(
-    name: str, split: Iterable[Record], encoded: Iterable[Record], selected: Mapping[str, Any], packed: int
+    name: str,
+    split: Iterable[tuple[Record, list[tuple[Chunk, int]]]],
+    encoded: Iterable[Record],
+    selected: Mapping[str, Any],
+    packed: int,
 ) -> dict[str, Any]:
-    """The counts of source `name`, checked; `packed` are its tokens in the shards.
+    """The counts of source `name`, checked: read = kept + dropped + quarantined. `split` is as `split_records` gives
+    it, `packed` are the source's tokens in the shards.
 
     AssertionError where anything was lost or made up: then this program is wrong, and must not seal.
     """
-    counts = Counts()
-    kept = 0
-    for record in split:
-        counts.quarantined.update(record.facts["quarantined"])
+    taken = looked_at = kept = 0
+    quarantined: Counter[str] = Counter()
+    dropped: dict[str, Counter[str]] = {}
+    for record, chunks in split:
+        quarantined.update(record.facts["quarantined"])
+        taken += sum(take for _, take in chunks)
     for record in encoded:
-        counts.read += record.facts["read"]
+        looked_at += record.facts["read"]
         kept += record.facts["kept"]["documents"]
         for reason, tally in record.facts["dropped"].items():
-            known = tally["tokens"] if tally["tokenised"] == tally["documents"] else None
-            counts.drop(reason, tally["documents"], known)
+            dropped.setdefault(reason, Counter()).update(tally)
     for reason, tally in selected["dropped"].items():
-        counts.drop(reason, tally["documents"], tally["tokens"])
+        dropped.setdefault(reason, Counter()).update({**tally, "tokenised": tally["documents"]})
         kept -= tally["documents"]
-    counts.read += counts.quarantined.total()
 
     splits = selected["splits"]
     documents = sum(tally["documents"] for tally in splits.values())
     tokens = sum(tally["tokens"] for tally in splits.values())
-    lost = counts.quarantined.total() + sum(tally["documents"] for tally in counts.dropped.values())
+    lost = sum(tally["documents"] for tally in dropped.values())
+    assert looked_at == taken, f"{name}: {taken} documents were read, {looked_at} were looked at"
     assert documents == kept, f"{name}: {kept} documents should be left, the keep-lists have {documents}"
-    assert counts.read == documents + lost, f"{name}: read {counts.read}, kept {documents}, lost {lost}"
+    assert taken == documents + lost, f"{name}: read {taken}, kept {documents}, dropped {lost}"
     assert tokens == packed, f"{name}: {tokens} tokens were kept, the shards hold {packed}"
     return {
-        "read": counts.read,
-        "quarantined": dict(sorted(counts.quarantined.items())),
-        "dropped": dict(sorted(counts.dropped.items())),
+        "read": taken + quarantined.total(),
+        "quarantined": dict(sorted(quarantined.items())),
+        "dropped": {reason: _tally(dropped[reason]) for reason in sorted(dropped)},
         "kept": {"documents": documents, "tokens": tokens},
         "splits": splits,
         "length_histogram": selected["length_histogram"],
     }
+
+
+def _tally(dropped: Counter[str]) -> dict[str, int]:
+    """The tokens only where they are known of all documents: some are dropped before they are tokenised."""
+    known = dropped["tokenised"] == dropped["documents"]
+    return {what: dropped[what] for what in (("documents", "tokens") if known else ("documents",))}
 
 
 def seal(
@@ -108,16 +106,16 @@ def seal(
     for own in plan.sources:
         name = own.source.name
         encoded = (record for record in ledger.records("encode") if record.facts["source"] == name)
-        split = (record for record, _ in split_records(own, limit, ledger))
         about = {
             "name": name,
             "kind": own.source.kind,
             "licence": own.source.licence,
             "terms": own.source.terms,
         }
+        split = split_records(own, limit, ledger)
         sources.append({**about, **balance(name, split, encoded, selection.sources[name], tokens[name])})
-        split = (record for record, _ in split_records(own, limit, ledger))
-        lost += _publish_quarantine(name, split, stores)
+        records = (record for record, _ in split_records(own, limit, ledger))
+        lost += _publish_quarantine(name, records, stores)
     manifest = {
         "version": FORMAT_VERSION,
         "fingerprint": corpus_fingerprint(shards, tokenizer.fingerprint),

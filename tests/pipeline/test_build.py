@@ -162,6 +162,23 @@ def test_bytes_do_not_depend_on_chunks_or_the_order_of_files(
     assert fingerprints[0] == fingerprints[1]
 
 
+def test_counts_do_not_depend_on_chunks(small_tokenizer: Path, tmp_path: Path) -> None:
+    """Of documents that are too short some are seen to be before they are tokenised, some only then."""
+    generator = random.Random(3)
+    rows = [{"text": words(generator, count)} for count in (5, 60, 5, 60, 60, 300, 5, 300)]
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    config = {
+        "tokenizer": str(small_tokenizer),
+        "sequence_length": 64,
+        "sources": [{"kind": "text", "path": path, "minimum_tokens": 200}],
+    }
+    assert build(config, tmp_path / "one") == 0
+    assert build({**config, "chunk_bytes": 400}, tmp_path / "many") == 0
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    [source] = json.loads((tmp_path / "one/manifest.json").read_text())["sources"]
+    assert source["dropped"] == {"too_few_tokens": {"documents": 6}}
+
+
 def test_seed_changes_the_order(built: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     config, output = built
     assert build({**config, "seed": 4}, tmp_path / "corpus") == 0
