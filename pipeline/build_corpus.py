@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,9 @@ def build(options: argparse.Namespace) -> None:
             else:
                 manifest = _build_until_whole(loaded, options, plan, stores, lock)
             _end(stores, options.keep_work)
+    for source in manifest["sources"]:
+        if not source["kept"]["documents"]:
+            say(f"nothing of source {source['name']} is in it: {_fates(source)}")
     sizes = ", ".join(f"{split['sequences']:,} {name}" for name, split in manifest["splits"].items())
     say(f"sealed  {output.uri}: {sizes} sequences of {manifest['sequence_length']:,} tokens")
     say(f"        see {output.where(REPORT)}")
@@ -202,6 +205,14 @@ def _refuse_relative(options: argparse.Namespace) -> None:
                 f"{option} {path}: a relative path, on a Ray cluster (RAY_ADDRESS is "
                 f"{os.environ['RAY_ADDRESS']!r}); expected an absolute path that every machine mounts"
             )
+
+
+def _fates(source: Mapping[str, Any]) -> str:
+    """Where the documents of a source went of which none was kept."""
+    if not source["read"]:
+        return f"its files hold no document that a source of kind {source['kind']} reads"
+    lost = {**source["quarantined"], **{reason: t["documents"] for reason, t in source["dropped"].items()}}
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(lost.items()))
 
 
 def _nothing_left(ledger: Ledger) -> str:

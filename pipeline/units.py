@@ -69,6 +69,11 @@ class Unit(Protocol):
         """Bytes it will read, roughly: the largest are started first."""
         ...
 
+    @property
+    def about(self) -> str:
+        """What it reads, for people."""
+        ...
+
     def run(self, stores: Stores) -> Record: ...
 
 
@@ -95,11 +100,6 @@ def execute(unit: Unit, stores: Stores) -> Record:
         where = error.filename or stores.work.uri
         raise BuildError(f"{where}: {error.strerror or error} (in stage {unit.stage})") from error
     return record
-
-
-def describe(unit: Unit) -> str:
-    """What a unit reads, for people; empty where its id says it all."""
-    return str(getattr(unit, "about", ""))
 
 
 def record_name(unit: Unit) -> str:

@@ -123,6 +123,10 @@ class EncodeUnit:
     def size(self) -> int:
         return self.chunk.text_bytes
 
+    @property
+    def about(self) -> str:
+        return f"{self.source}: {self.chunk.documents:,} documents of {self.chunk.name}"
+
     def run(self, stores: Stores) -> Record:
         tokenizer = _tokenizer(stores, self.tokenizer_fingerprint, self.engine)
         encoded = _Encoded(token_dtype(tokenizer.vocabulary_size))

@@ -34,6 +34,10 @@ class EvaluationUnit:
     def size(self) -> int:
         return sum(item.bytes for item in self.inputs)
 
+    @property
+    def about(self) -> str:
+        return f"{len(self.inputs):,} evaluation files"
+
     def run(self, stores: Stores) -> Record:
         index = build_index(self.inputs, self.settings)
         name = f"{self.stage}/{self.id}.arrow"

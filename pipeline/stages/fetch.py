@@ -43,6 +43,10 @@ class FetchUnit:
     def _end(self) -> int:
         return min(self._begin + PART_BYTES, self.item.bytes) if self.item.ranges else self.item.bytes
 
+    @property
+    def about(self) -> str:
+        return f"{self.item.key}, part {self.number + 1:,} of {_last(self.item) + 1:,}"
+
     def run(self, stores: Stores) -> Record:
         """Fetches the part. A server that knows no ranges is asked once for the whole file, which this unit then
         cuts into its parts."""
@@ -74,6 +78,10 @@ class VerifyUnit:
     @property
     def size(self) -> int:
         return self.item.bytes
+
+    @property
+    def about(self) -> str:
+        return self.item.key
 
     def run(self, stores: Stores) -> Record:
         """Raises InputError, and removes the parts, so that the next run fetches them again, where it differs."""

@@ -107,6 +107,10 @@ class PackUnit:
         """The shard's name in the output."""
         return f"{self.split}/{self.number:05d}.arrow"
 
+    @property
+    def about(self) -> str:
+        return self.shard
+
     def run(self, stores: Stores) -> Record:
         kept = _Kept.read(self.keep_lists, self.begin, self.end, stores.work)
         if self.layout.packing == "concatenate":

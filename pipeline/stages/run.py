@@ -12,7 +12,7 @@ from pipeline.progress import Progress
 from pipeline.report import StageFacts
 from pipeline.runner import Runner
 from pipeline.storage import Stores
-from pipeline.units import Record, Unit, describe, find_record
+from pipeline.units import Record, Unit, find_record
 
 LOOKAHEAD = 256
 """Units taken from the plan at a time: the largest of them is started first, so that the last to finish are small."""
@@ -69,7 +69,7 @@ class Stages:
             for unit, record in self._runner.run(_largest_first(missing(), LOOKAHEAD), self.stores):
                 self._done(stage, numbers.pop(unit.id), record)
                 spent.add(unit, record)
-                progress.advance(unit.id, unit.size, record.seconds, describe(unit))
+                progress.advance(unit.id, unit.size, record.seconds, unit.about)
         wall = time.monotonic() - started
         self.facts.append(StageFacts(stage, spent.seconds, wall, spent.bytes, spent.units, progress.slowest))
 

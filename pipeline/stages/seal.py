@@ -156,6 +156,10 @@ class VerifyUnit:
     def size(self) -> int:
         return self.shard.bytes
 
+    @property
+    def about(self) -> str:
+        return self.shard.name
+
     def run(self, stores: Stores) -> Record:
         stores.output.verify(self.shard.name, self.shard.sha256)
         return Record([])

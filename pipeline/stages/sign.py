@@ -36,6 +36,10 @@ class SignUnit:
     def size(self) -> int:
         return self.tokens.bytes
 
+    @property
+    def about(self) -> str:
+        return self.tokens.name
+
     def run(self, stores: Stores) -> Record:
         file = TokensFile(stores.work.open_arrow(self.tokens.name, self.tokens.sha256))
         keys = [signatures(rows.values, rows.offsets, self.settings) for rows in file.batches()]

@@ -65,6 +65,11 @@ class SplitUnit:
     def size(self) -> int:
         return sum(item.bytes for item in self.inputs)
 
+    @property
+    def about(self) -> str:
+        more = f" and {len(self.inputs) - 1:,} more" if len(self.inputs) > 1 else ""
+        return f"{self.source}: {self.inputs[0].key}{more}"
+
     def run(self, stores: Stores) -> Record:
         sealed = list(self._sealed_before(stores))
         resumed = len(sealed)

@@ -11,7 +11,7 @@ import pytest
 from pipeline.shards import open_corpus
 from pipeline.stages.split import SplitUnit
 from pipeline.verify.__main__ import main as verify
-from tests.pipeline.conftest import build, contents, words, write_jsonl
+from tests.pipeline.conftest import build, contents, words, write_jsonl, write_tar
 
 
 def manifest_of(output: Path) -> dict[str, Any]:
@@ -182,3 +182,20 @@ def test_a_killed_split_goes_on_inside_its_archive(
     assert build(config, tmp_path / "corpus") == 0
     assert 2 in resumed
     assert contents(tmp_path / "corpus") == contents(reference)
+
+
+def test_a_source_of_which_nothing_is_left_is_named(
+    small_config: dict[str, Any], small_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "news.tar", {"a.txt": b"a text, which news are not read from"})
+    write_jsonl(tmp_path / "short.jsonl", [{"text": "short"}, {"title": "no text"}])
+    small_config["sources"] = [
+        small_config["sources"][0],
+        {"kind": "realnews", "path": str(tmp_path / "news.tar")},
+        {"kind": "text", "path": str(tmp_path / "short.jsonl")},
+    ]
+    assert build(small_config, tmp_path / "corpus") == 0
+    printed = capsys.readouterr().out
+    assert "realnews is in it: its files hold no document that a source of kind realnews reads" in printed
+    assert "text is in it: 1 no_text, 1 too_few_bytes" in printed
+    assert verify([str(tmp_path / "corpus")]) == 0

@@ -11,6 +11,7 @@ from pipeline.decisions import content_id
 from pipeline.deduplicate import NearDuplicates, components, shared, similar_pairs, survivors
 from pipeline.stages.select.catalogue import Catalogue, read_catalogue
 from pipeline.stages.select.ranges import (
+    ROW_BYTES,
     Documents,
     Losers,
     Range,
@@ -48,7 +49,11 @@ class IdsUnit:
 
     @property
     def size(self) -> int:
-        return self.catalogue.documents
+        return self.catalogue.documents * ROW_BYTES
+
+    @property
+    def about(self) -> str:
+        return str(self.within)
 
     def run(self, stores: Stores) -> Record:
         columns = ("order", "text_high", "text_low", "tokens")
@@ -78,7 +83,11 @@ class TextsUnit:
 
     @property
     def size(self) -> int:
-        return self.catalogue.documents
+        return self.catalogue.documents * ROW_BYTES
+
+    @property
+    def about(self) -> str:
+        return str(self.within)
 
     def run(self, stores: Stores) -> Record:
         columns = ("order", "text_high", "text_low", "tokens")
@@ -107,7 +116,11 @@ class NearUnit:
 
     @property
     def size(self) -> int:
-        return self.catalogue.documents
+        return self.catalogue.documents * ROW_BYTES
+
+    @property
+    def about(self) -> str:
+        return f"band {self.band}, {self.within}"
 
     def run(self, stores: Stores) -> Record:
         keys, numbers = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
@@ -150,6 +163,10 @@ class JoinUnit:
     @property
     def size(self) -> int:
         return sum(file.bytes for file in self.pairs)
+
+    @property
+    def about(self) -> str:
+        return f"{len(self.pairs):,} lists of pairs"
 
     def run(self, stores: Stores) -> Record:
         found = [np.zeros((0, 2), np.int64)]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.decisions import content_id, threshold
 from pipeline.stages.encode import length_histogram
 from pipeline.stages.select.catalogue import Catalogue
-from pipeline.stages.select.ranges import Documents, Losers, Range, gather, open_table
+from pipeline.stages.select.ranges import ROW_BYTES, Documents, Losers, Range, gather, open_table
 from pipeline.storage import Stores
 from pipeline.units import VERSIONS, PublishedFile, Record
 
@@ -49,7 +49,11 @@ class BudgetUnit:
 
     @property
     def size(self) -> int:
-        return self.catalogue.documents
+        return self.catalogue.documents * ROW_BYTES
+
+    @property
+    def about(self) -> str:
+        return str(self.within)
 
     def run(self, stores: Stores) -> Record:
         losers = Losers(self.losers, stores.work)
@@ -105,7 +109,11 @@ class KeepUnit:
 
     @property
     def size(self) -> int:
-        return self.catalogue.documents
+        return self.catalogue.documents * ROW_BYTES
+
+    @property
+    def about(self) -> str:
+        return str(self.within)
 
     def run(self, stores: Stores) -> Record:
         columns = ("order", "budget", "split", "tokens")

@@ -18,6 +18,9 @@ from pipeline.units import PublishedFile
 DOCUMENTS = 1_000_000
 """About how many documents a range holds: some 200 MB of memory for the unit that decides on them."""
 
+ROW_BYTES = 44
+"""Of a table's row: what a unit that looks at all tables reads a document."""
+
 LOSERS_SCHEMA = pa.schema([pa.field("document", pa.int64())])
 
 
@@ -27,6 +30,9 @@ class Range:
 
     first: int
     last: int
+
+    def __str__(self) -> str:
+        return f"hashes {self.first / HASH_VALUES:.1%} to {self.last / HASH_VALUES:.1%}"
 
     def holds(self, hashes: np.ndarray) -> np.ndarray:
         """(documents,) bool for (documents,) uint64."""
