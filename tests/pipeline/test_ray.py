@@ -181,6 +181,6 @@ def test_a_trouble_of_ray_s_own_is_said_in_a_line(built: tuple[dict[str, Any], P
 def test_a_private_ray_gives_the_bytes_of_local(built: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     config, reference = built
     file = write_config(tmp_path / "config.yaml", config)
-    done = command(file, tmp_path / "corpus", "--max-cpus", "2")
+    done = command(file, tmp_path / "corpus", "--max-cpus", "4")
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "corpus") == contents(reference)
