@@ -24,7 +24,7 @@ from pipeline.stages.pack import Layout, plan_shards
 from pipeline.stages.plan import Plan, make_plan, split_records
 from pipeline.stages.run import Stages
 from pipeline.stages.seal import REPORT, seal
-from pipeline.stages.select import select
+from pipeline.stages.select import Selection, select
 from pipeline.stages.select.catalogue import write_catalogue
 from pipeline.stages.sign import SignUnit
 from pipeline.storage import Lock, Stores, open_storage
@@ -160,6 +160,8 @@ def _build(loaded: LoadedConfig, limit: int | None, plan: Plan, stages: Stages, 
     priorities = {source.name: number for number, source in enumerate(config.sources)}
     catalogue = write_catalogue(ledger, priorities, near is not None, stores)
     selection = select(stages, catalogue, config)
+    if not selection.documents:
+        raise BuildError(_nothing_left(ledger, selection))
     stages.run("pack", plan_shards(catalogue, selection, config, Layout.of(config, tokenizer)))
     return seal(loaded, limit, plan, selection, stages, lock)
 
@@ -215,12 +217,14 @@ def _fates(source: Mapping[str, Any]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(lost.items()))
 
 
-def _nothing_left(ledger: Ledger) -> str:
+def _nothing_left(ledger: Ledger, selection: Selection | None = None) -> str:
     reasons: Counter[str] = Counter()
     for record in ledger.records("split"):
         reasons.update(record.facts["quarantined"])
     for record in ledger.records("encode"):
         reasons.update({reason: tally["documents"] for reason, tally in record.facts["dropped"].items()})
+    for source in selection.sources.values() if selection else ():
+        reasons.update({reason: tally["documents"] for reason, tally in source["dropped"].items()})
     listed = (
         ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
         or "the inputs are empty"

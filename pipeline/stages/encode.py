@@ -203,7 +203,7 @@ class _Encoded:
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
-    """Entry i counts the tokenised documents of 2**i to 2**(i+1) - 1 tokens."""
+    """Entry i counts the documents of 2**i to 2**(i+1) - 1 tokens, those dropped for their length among them."""
     reused: int = 0
     tokenised: int = 0
     tokenise_seconds: float = 0.0
@@ -218,12 +218,12 @@ class _Encoded:
         self.tokenise_seconds += time.process_time() - started
         self.tokenised += len(ends) - 1
         self.reused += len(documents) - (len(ends) - 1)
+        if len(ends) - 1 < len(documents):
+            fresh = iter(np.split(new, ends[1:-1]) if len(ends) > 1 else ())
+            parts = [next(fresh) if known is None else known for known in found]
+            new, ends = np.concatenate(parts), np.cumsum([0, *map(len, parts)])
         self._count_lengths(np.diff(ends))
-        if len(ends) - 1 == len(documents):
-            return new, ends
-        fresh = iter(np.split(new, ends[1:-1]) if len(ends) > 1 else ())
-        parts = [next(fresh) if known is None else known for known in found]
-        return np.concatenate(parts), np.cumsum([0, *map(len, parts)])
+        return new, ends
 
     def _count_lengths(self, lengths: np.ndarray) -> None:
         for exponent, count in enumerate(length_histogram(lengths)):

@@ -112,11 +112,16 @@ class PackUnit:
         return self.shard
 
     def run(self, stores: Stores) -> Record:
+        """Publishes the shard; none where documents are fitted and a long one covers the whole part."""
         kept = _Kept.read(self.keep_lists, self.begin, self.end, stores.work)
         if self.layout.packing == "concatenate":
             rows = _concatenated(self, kept, stores)
         else:
             kept = kept.starting_from(self.begin)
+            if not len(kept.number):
+                return Record(
+                    [], {"split": self.split, "sequences": 0, "tokens": {}} | dict.fromkeys(PACKING_FACTS, 0)
+                )
             rows = _fitted(self, kept, stores)
         sources = [self.sources[number] for number in rows.read.source.tolist()]
         shard = serialise_shard(

@@ -95,7 +95,7 @@ def seal(
 ) -> dict[str, Any]:
     """Seals the output and gives its manifest. BuildError where the `lock` on the output was lost."""
     stores, ledger, tokenizer = stages.stores, stages.ledger, loaded.tokenizer
-    shards = [record.files[0] for record in ledger.records("pack")]
+    shards = [shard for record in ledger.records("pack") for shard in record.files]
     stages.run("verify", (VerifyUnit(shard) for shard in shards), len(shards), again=True)
     _remove_leftovers(shards, stores)
     tokens: Counter[str] = Counter()
@@ -193,15 +193,15 @@ def corpus_fingerprint(shards: Sequence[PublishedFile], tokenizer_fingerprint: s
 
 
 def _split_entry(split: str, ledger: Ledger) -> dict[str, Any]:
-    shards = []
+    shards: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     for record in ledger.records("pack"):
         if record.facts["split"] == split:
-            [file] = record.files
             sequences = record.facts["sequences"]
-            shards.append(
+            shards += [
                 {"path": file.name, "sha256": file.sha256, "bytes": file.bytes, "sequences": sequences}
-            )
+                for file in record.files
+            ]
             counts["sequences"] += sequences
             counts["tokens"] += sum(record.facts["tokens"].values())
             counts.update({fact: record.facts[fact] for fact in PACKING_FACTS})

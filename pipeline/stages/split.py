@@ -29,6 +29,10 @@ from pipeline.units import VERSIONS, PublishedFile, Record
 CHUNK_SCHEMA = pa.schema([pa.field("id", pa.string()), pa.field("text", pa.large_string())])
 BATCH_BYTES = 4_000_000
 """Text in a record batch of a chunk; the memory of reading and writing one."""
+BATCH_DOCUMENTS = 10_000
+"""Documents in a record batch at most, however small they are."""
+MAXIMUM_DOCUMENTS = 100_000
+"""A chunk ends after so many documents as well: who reads it needs about a kB of memory for each, be it empty."""
 MAXIMUM_QUARANTINED = 100_000
 """A chunk ends after so many unreadable documents as well, so that a killed unit goes on behind them too."""
 
@@ -59,7 +63,7 @@ class SplitUnit:
     def id(self) -> str:
         versions = [(item.key, item.version, item.bytes) for item in self.inputs]
         how = (self.reader.kind, asdict(self.reader), self.chunk_bytes, self.limit)
-        return content_id(self.stage, 2, VERSIONS, self.source, how, versions)
+        return content_id(self.stage, 3, VERSIONS, self.source, how, versions)
 
     @property
     def size(self) -> int:
@@ -130,7 +134,7 @@ class SplitUnit:
                         quarantine.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
                     else:
                         text = read.document.text.encode()  # half the memory of a str, or a quarter
-                        if chunk.documents and chunk.text_bytes + len(text) > self.chunk_bytes:
+                        if not chunk.has_room(len(text), self.chunk_bytes):
                             break
                         chunk.add(f"{self.source}/{read.document.id}", text)
                         documents += 1
@@ -214,13 +218,18 @@ class _Chunk:
         self._texts: list[bytes] = []
         self._gathered = 0
 
+    def has_room(self, text_bytes: int, chunk_bytes: int) -> bool:
+        """Whether a text of so many bytes still belongs to this chunk."""
+        fits = self.text_bytes + text_bytes <= chunk_bytes and self.documents < MAXIMUM_DOCUMENTS
+        return fits or not self.documents
+
     def add(self, identifier: str, text: bytes) -> None:
         self.documents += 1
         self.text_bytes += len(text)
         self._gathered += len(text)
         self._ids.append(identifier)
         self._texts.append(text)
-        if self._gathered >= BATCH_BYTES:
+        if self._gathered >= BATCH_BYTES or len(self._ids) == BATCH_DOCUMENTS:
             self._flush()
 
     def end(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import load_dataset
 
@@ -19,6 +20,7 @@ from pipeline.shards import Corpus, open_corpus
 from pipeline.sources import SOURCES
 from pipeline.sources.formats import accepts
 from pipeline.sources.reading import read_documents
+from pipeline.stages import split as splitting
 from pipeline.stages.select.catalogue import read_catalogue
 from pipeline.stages.select.keep import KeepUnit
 from pipeline.storage import LocalStorage, Lock, Stores
@@ -177,6 +179,29 @@ def test_counts_do_not_depend_on_chunks(small_tokenizer: Path, tmp_path: Path) -
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     [source] = json.loads((tmp_path / "one/manifest.json").read_text())["sources"]
     assert source["dropped"] == {"too_few_tokens": {"documents": 6}}
+
+
+def test_a_chunk_of_tiny_documents_ends_before_its_bytes_do(
+    small_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": "" if number % 3 else f"word {number}"} for number in range(40)]
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    config = {
+        "tokenizer": str(small_tokenizer),
+        "sequence_length": 64,
+        "sources": [{"kind": "text", "path": path}],
+    }
+    assert build(config, tmp_path / "one") == 0
+    monkeypatch.setattr(splitting, "MAXIMUM_DOCUMENTS", 7)
+    monkeypatch.setattr(splitting, "BATCH_DOCUMENTS", 3)
+    assert build(config, tmp_path / "many", "--work", str(tmp_path), "--keep-work") == 0
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    [record] = (tmp_path / "longspan-work/split").glob("*.json")
+    chunks = json.loads(record.read_text())["facts"]["chunks"]
+    assert [chunk["documents"] for chunk in chunks] == [7, 7, 7, 7, 7, 5]
+    with pa.memory_map(str(tmp_path / "longspan-work" / chunks[0]["name"])) as file:
+        batches = pa.ipc.open_file(file)
+        assert [batches.get_batch(i).num_rows for i in range(batches.num_record_batches)] == [3, 3, 1]
 
 
 def test_seed_changes_the_order(built: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
@@ -386,6 +411,11 @@ def test_nothing_left_is_said(
     config["sources"] = [{"kind": "text", "path": str(tmp_path / "a.jsonl")}]
     assert build(config, tmp_path / "other") == 2
     assert "of 3 documents none is left: 1 invalid_json, 2 no_text" in capsys.readouterr().err
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "the same"}, {"text": "The  same"}])
+    config["sources"] = [{"kind": "text", "path": str(tmp_path / "b.jsonl"), "budget": 1}]
+    assert build(config, tmp_path / "third") == 2
+    assert "none is left: 1 duplicate_text, 1 over_budget" in capsys.readouterr().err
+    assert not (tmp_path / "third/manifest.json").exists()
 
 
 def test_a_truncated_archive_is_named_and_can_be_put_right(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.shards import open_corpus
+from pipeline.stages.select import ranges
 from pipeline.stages.split import SplitUnit
 from pipeline.verify.__main__ import main as verify
 from tests.pipeline.conftest import build, contents, words, write_jsonl, write_tar
@@ -42,6 +43,8 @@ def test_another_filter_tokenises_what_is_new_alone(small_config: dict[str, Any]
     tokenised = sum(note["tokenised"] for note in after) - sum(note["tokenised"] for note in before)
     reused = sum(note["reused"] for note in after)
     assert reused >= kept
+    for note in after:  # what the report shows of lengths is of all documents
+        assert sum(note["lengths"]) == note["tokenised"] + note["reused"]
     assert build(small_config, tmp_path / "reference", "--work", str(tmp_path / "w"), "--keep-work") == 0
     assert tokenised + reused == sum(note["tokenised"] for note in notes(tmp_path / "w"))
     assert contents(tmp_path / "loose") == contents(tmp_path / "reference")
@@ -111,6 +114,26 @@ def test_near_copies_go_whatever_the_chunks(
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
 
 
+@pytest.mark.parametrize("rows", [2, 5, 13])
+def test_ranges_share_the_keys_whatever_bits_they_use(
+    near_copies: tuple[list[str], list[dict[str, Any]]],
+    rows: int,
+    small_tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, sources = near_copies
+    near = {"threshold": 0.8, "rows": rows, "bands": 8}
+    config = {"tokenizer": str(small_tokenizer), "sequence_length": 128, "deduplicate": {"near": near}}
+    config["sources"] = [sources[0], {**sources[1], "id_column": "none"}]
+    assert build(config, tmp_path / "one") == 0
+    monkeypatch.setattr(ranges, "DOCUMENTS", 8)
+    assert build(config, tmp_path / "many", "--work", str(tmp_path), "--keep-work") == 0
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    records = [json.loads(file.read_text()) for file in (tmp_path / "longspan-work/near").glob("*.json")]
+    assert sum(record["facts"]["pairs"] > 0 for record in records) > near["bands"], "of several ranges a band"
+
+
 def test_evaluation_data_stay_out(
     near_copies: tuple[list[str], list[dict[str, Any]]],
     small_tokenizer: Path,
@@ -152,6 +175,28 @@ def test_best_fit_keeps_documents_whole(small_config: dict[str, Any], tmp_path: 
     joined = manifest_of(tmp_path / "joined")["splits"]["train"]
     assert joined["documents_cut_needlessly"] > 0
     assert joined["sequences"] <= manifest["splits"]["train"]["sequences"]
+
+
+def test_a_document_longer_than_shards_leaves_none_empty(small_tokenizer: Path, tmp_path: Path) -> None:
+    generator = random.Random(6)
+    rows = [{"id": "long", "text": words(generator, 3000)}]
+    rows += [{"id": f"{i}", "text": words(generator, 20)} for i in range(30)]
+    config = {
+        "tokenizer": str(small_tokenizer),
+        "sequence_length": 64,
+        "shard_sequences": 8,
+        "validation_fraction": 0,
+        "packing": "best_fit",
+        "sources": [{"kind": "text", "path": str(write_jsonl(tmp_path / "a.jsonl", rows))}],
+    }
+    assert build(config, tmp_path / "corpus") == 0
+    shards = manifest_of(tmp_path / "corpus")["splits"]["train"]["shards"]
+    assert max(shard["sequences"] for shard in shards) > 50
+    assert all(shard["sequences"] for shard in shards)
+    files = [path.relative_to(tmp_path / "corpus") for path in (tmp_path / "corpus/train").iterdir()]
+    assert sorted(str(file) for file in files) == [shard["path"] for shard in shards]
+    assert verify([str(tmp_path / "corpus")]) == 0
+    assert names(tmp_path / "corpus") == {f"text/{row['id']}" for row in rows}
 
 
 def test_a_killed_split_goes_on_inside_its_archive(

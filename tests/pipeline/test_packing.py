@@ -261,8 +261,9 @@ def _check_shards(
     for record in stages.ledger.records("pack"):
         if record.facts["split"] != split:
             continue
-        reader = pa.ipc.open_file(str(folder / record.files[0].name))
-        for row in reader.get_batch(0).to_pylist():
+        assert len(record.files) == (record.facts["sequences"] > 0), "no shard is empty"
+        shards = [pa.ipc.open_file(str(folder / file.name)).get_batch(0) for file in record.files]
+        for row in (row for shard in shards for row in shard.to_pylist()):
             ids = np.array(row["input_ids"])
             end = int((ids != PAD).sum())
             assert (ids[end:] == PAD).all()

@@ -49,6 +49,11 @@ class Selection:
     sources: dict[str, dict[str, Any]]
     """For each source: what was dropped by reason, what each split got, how long the kept ones are."""
 
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return sum(split["documents"] for own in self.sources.values() for split in own["splits"].values())
+
 
 def select(stages: Stages, catalogue: Catalogue, config: Config) -> Selection:
     """Runs the stages of select over what the catalogue lists."""

@@ -112,7 +112,7 @@ class NearUnit:
     @property
     def id(self) -> str:
         how = (self.band, self.losers, self.settings.model_dump())
-        return content_id(self.stage, 1, VERSIONS, self.catalogue, self.within, how)
+        return content_id(self.stage, 2, VERSIONS, self.catalogue, self.within, how)
 
     @property
     def size(self) -> int:
@@ -124,11 +124,15 @@ class NearUnit:
 
     def run(self, stores: Stores) -> Record:
         keys, numbers = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+        unused = np.uint64(
+            64 - self.settings.bits * self.settings.rows
+        )  # high bits of a key: ranges are of 64
         losers = Losers(self.losers, stores.work)
         for entry in read_catalogue(self.catalogue, stores.work):
             assert entry.signs is not None
             own = open_table(stores.work, entry.signs).column(band_column(self.band)).to_numpy()
-            rows = np.flatnonzero(self.within.holds(own) & losers.left(entry))
+            # 0 is the key of all documents that are compared with none, and they may be most.
+            rows = np.flatnonzero(self.within.holds(own << unused) & (own != 0) & losers.left(entry))
             keys.append(own[rows])
             numbers.append(rows + (entry.number << 32))
         candidates = np.concatenate(numbers)[shared(np.concatenate(keys))]
