@@ -11,10 +11,9 @@ from pipeline.decisions import content_id
 from pipeline.deduplicate import NearDuplicates, components, shared, similar_pairs, survivors
 from pipeline.stages.select.catalogue import Catalogue, read_catalogue
 from pipeline.stages.select.ranges import (
-    ROW_BYTES,
     Documents,
     Losers,
-    Range,
+    RangeUnit,
     entries_with_rows,
     gather,
     open_table,
@@ -35,25 +34,15 @@ PAIRS_SCHEMA = pa.schema([pa.field("first", pa.int64()), pa.field("second", pa.i
 
 
 @dataclass(frozen=True)
-class IdsUnit:
+class IdsUnit(RangeUnit):
     """Of the documents with one id, those but the first. The order hash stands for the id: that two ids share it
     is a chance of one in 100,000 for a corpus of 15 million documents."""
 
     stage: ClassVar[str] = "ids"
-    catalogue: Catalogue
-    within: Range
 
     @property
     def id(self) -> str:
         return content_id(self.stage, 1, VERSIONS, self.catalogue, self.within)
-
-    @property
-    def size(self) -> int:
-        return self.catalogue.documents * ROW_BYTES
-
-    @property
-    def about(self) -> str:
-        return str(self.within)
 
     def run(self, stores: Stores) -> Record:
         columns = ("order", "text_high", "text_low", "tokens")
@@ -67,27 +56,16 @@ class IdsUnit:
 
 
 @dataclass(frozen=True)
-class TextsUnit:
-    """Of the documents with one normalised text, those but the one of the first source, and in a source the first in
-    order."""
+class TextsUnit(RangeUnit):
+    """Of the documents with one normalised text, in a range of that text's hash (its high half), those but the one of
+    the first source, and in a source the first in order."""
 
     stage: ClassVar[str] = "texts"
-    catalogue: Catalogue
-    within: Range
-    """Of the text hash's high half."""
     losers: tuple[PublishedFile, ...]
 
     @property
     def id(self) -> str:
         return content_id(self.stage, 1, VERSIONS, self.catalogue, self.within, self.losers)
-
-    @property
-    def size(self) -> int:
-        return self.catalogue.documents * ROW_BYTES
-
-    @property
-    def about(self) -> str:
-        return str(self.within)
 
     def run(self, stores: Stores) -> Record:
         columns = ("order", "text_high", "text_low", "tokens")
@@ -99,12 +77,10 @@ class TextsUnit:
 
 
 @dataclass(frozen=True)
-class NearUnit:
+class NearUnit(RangeUnit):
     """Pairs of near-duplicates among the documents whose key of one band lies in a range."""
 
     stage: ClassVar[str] = "near"
-    catalogue: Catalogue
-    within: Range
     band: int
     losers: tuple[PublishedFile, ...]
     settings: NearDuplicates
@@ -113,10 +89,6 @@ class NearUnit:
     def id(self) -> str:
         how = (self.band, self.losers, self.settings.model_dump())
         return content_id(self.stage, 2, VERSIONS, self.catalogue, self.within, how)
-
-    @property
-    def size(self) -> int:
-        return self.catalogue.documents * ROW_BYTES
 
     @property
     def about(self) -> str:

@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from pipeline.decisions import content_id, threshold
 from pipeline.stages.encode import length_histogram
-from pipeline.stages.select.catalogue import Catalogue
-from pipeline.stages.select.ranges import ROW_BYTES, Documents, Losers, Range, gather, open_table
+from pipeline.stages.select.ranges import Documents, Losers, Range, RangeUnit, gather, open_table
 from pipeline.storage import Stores
 from pipeline.units import VERSIONS, PublishedFile, Record
 
@@ -32,13 +31,10 @@ KEEP_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class BudgetUnit:
+class BudgetUnit(RangeUnit):
     """How many tokens the sources with a budget have, by the hash that ranks their documents."""
 
     stage: ClassVar[str] = "budget"
-    catalogue: Catalogue
-    within: Range
-    """Of the order hash."""
     losers: tuple[PublishedFile, ...]
     sources: tuple[int, ...]
     """Those with a budget."""
@@ -46,14 +42,6 @@ class BudgetUnit:
     @property
     def id(self) -> str:
         return content_id(self.stage, 1, VERSIONS, self.catalogue, self.within, self.losers, self.sources)
-
-    @property
-    def size(self) -> int:
-        return self.catalogue.documents * ROW_BYTES
-
-    @property
-    def about(self) -> str:
-        return str(self.within)
 
     def run(self, stores: Stores) -> Record:
         losers = Losers(self.losers, stores.work)
@@ -86,13 +74,11 @@ def budget_limits(
 
 
 @dataclass(frozen=True)
-class KeepUnit:
+class KeepUnit(RangeUnit):
     """The keep-lists of a range of the order hash, one a split: its documents in that order, with where their tokens
     lie and where each starts in the stream of the list. A pack unit finds its part by searching `start`."""
 
     stage: ClassVar[str] = "keep"
-    catalogue: Catalogue
-    within: Range
     losers: tuple[PublishedFile, ...]
     limits: tuple[tuple[int, int], ...]
     """(source, hash): its documents whose hash for the budget is not below are over budget."""
@@ -106,14 +92,6 @@ class KeepUnit:
     def id(self) -> str:
         how = (self.limits, self.sources, self.validation_fraction, self.train, self.validation)
         return content_id(self.stage, 1, VERSIONS, self.catalogue, self.within, self.losers, how)
-
-    @property
-    def size(self) -> int:
-        return self.catalogue.documents * ROW_BYTES
-
-    @property
-    def about(self) -> str:
-        return str(self.within)
 
     def run(self, stores: Stores) -> Record:
         columns = ("order", "budget", "split", "tokens")

@@ -54,6 +54,22 @@ def ranges_for(documents: int) -> list[Range]:
     return [Range(first, last) for first, last in pairwise(borders)]
 
 
+@dataclass(frozen=True)
+class RangeUnit:
+    """What the units of select have in common that look at a range of some hash in all tables."""
+
+    catalogue: Catalogue
+    within: Range
+
+    @property
+    def size(self) -> int:
+        return self.catalogue.documents * ROW_BYTES
+
+    @property
+    def about(self) -> str:
+        return str(self.within)
+
+
 class Losers:
     """Documents that were dropped so far."""
 
