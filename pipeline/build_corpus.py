@@ -99,12 +99,12 @@ def build(options: argparse.Namespace) -> None:
         finished = is_finished(output, identity)
         if not finished:
             begin(output, identity)
-        with work.locked():
+        with work.locked() as work_lock:
             if finished:
                 manifest = read_manifest(output.uri)
             else:
                 manifest = _build_until_whole(loaded, options, plan, stores, lock)
-            _end(stores, options.keep_work)
+            _end(stores, options.keep_work, work_lock)
     for source in manifest["sources"]:
         if not source["kept"]["documents"]:
             say(f"nothing of source {source['name']} is in it: {_fates(source)}")
@@ -189,9 +189,11 @@ def _encode_units(
                 yield EncodeUnit.of(chunk, take, own.source, config, evaluation, tokenizer)
 
 
-def _end(stores: Stores, keep_work: bool) -> None:
-    """Removes what a sealed corpus has no need of; the sign that it was begun last."""
+def _end(stores: Stores, keep_work: bool, work_lock: Lock) -> None:
+    """Removes what a sealed corpus has no need of; the sign that it was begun last. BuildError where the lock on the
+    work was lost: it is another build's now."""
     if not keep_work:
+        work_lock.check()
         stores.work.destroy()
     stores.output.remove(BEGUN)
 

@@ -5,7 +5,7 @@ nothing larger goes through Ray's object store.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from pipeline.errors import BuildError
@@ -74,8 +74,7 @@ class RayRunner:
             raise BuildError(f"the Ray cluster has {cpus_there} CPUs; a unit of work needs one")
         # Two a CPU, so that none waits for work; but no more than were asked for where Ray has more.
         self._in_flight = max_cpus if max_cpus and max_cpus < cpus_there else 2 * cpus_there
-        # A task that asks for more memory than any machine has would wait for ever.
-        memory = min(TASK_MEMORY, *(int(n["Resources"].get("memory", 0)) for n in ray.nodes() if n["Alive"]))
+        memory = task_memory(ray.nodes())
         self._task = ray.remote(num_cpus=1, memory=memory, max_retries=RETRIES)(_execute)
 
     def run(self, units: Iterator[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
@@ -109,6 +108,13 @@ class RayRunner:
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+def task_memory(nodes: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes to declare for a task, of machines as Ray lists them: it must fit on one with CPUs, or it would wait for
+    ever; that it does not fit on a small one keeps it off there."""
+    able = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    return min(TASK_MEMORY, max((int(resources.get("memory", 0)) for resources in able), default=0))
 
 
 def _execute(unit: Unit, stores: Stores) -> Record | BuildError:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import tokenizers
 
-from pipeline.errors import BuildError
+from pipeline.errors import BuildError, DamagedFile
 from pipeline.shards import WrittenFile
 from pipeline.storage import Stores
 
@@ -82,7 +82,13 @@ def find_record(unit: Unit, stores: Stores) -> Record | None:
     content is checked by whoever reads them."""
     try:
         record = read_record(stores.work.read(record_name(unit)))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # damaged, since it was published whole
+    except (
+        FileNotFoundError,
+        DamagedFile,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # damaged: it was published whole
         return None
     stored = (getattr(stores, file.store).holds(file.name, file.bytes, file.sha256) for file in record.files)
     return record if all(stored) else None
@@ -96,6 +102,14 @@ def execute(unit: Unit, stores: Stores) -> Record:
         seconds = round(time.process_time() - started, 3)
         record = Record(result.files, result.facts, result.notes, seconds)
         stores.work.publish(record_name(unit), json.dumps(asdict(record)).encode())
+    except FileNotFoundError as error:
+        where = str(error.filename)
+        if not where.startswith((stores.work.uri, stores.output.uri)):
+            raise BuildError(f"{where}: {error.strerror or error} (in stage {unit.stage})") from error
+        # Another unit may have found it damaged and removed it; whoever did, what made it can make it again.
+        raise DamagedFile(
+            where, f"is missing (in stage {unit.stage}). The same command again makes it anew"
+        ) from error
     except OSError as error:
         where = error.filename or stores.work.uri
         raise BuildError(f"{where}: {error.strerror or error} (in stage {unit.stage})") from error

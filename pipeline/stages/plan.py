@@ -18,6 +18,9 @@ from pipeline.units import Record
 GROUP_FILES = 1000
 """Small files a unit reads at most: a unit travels to its worker with their names."""
 
+LIMITED_BYTES = 64_000_000
+"""Of small files a unit reads at most, where it stops after some documents."""
+
 
 @dataclass(frozen=True)
 class SourcePlan:
@@ -47,7 +50,9 @@ class SourcePlan:
     def units(self) -> Iterator[SplitUnit]:
         """The units that read them."""
         inputs = self.inputs if self.limit is not None else tuple(map(fetched, self.inputs))
-        for group in _grouped(inputs, self.chunk_bytes):
+        # With a limit, which documents a unit comes to read must not depend on chunks: what it could not is counted.
+        size = self.chunk_bytes if self.limit is None else LIMITED_BYTES
+        for group in _grouped(inputs, size):
             yield SplitUnit(self.source.name, self.source.reader, group, self.chunk_bytes, self.limit)
 
 

@@ -97,6 +97,7 @@ def seal(
     stores, ledger, tokenizer = stages.stores, stages.ledger, loaded.tokenizer
     shards = [shard for record in ledger.records("pack") for shard in record.files]
     stages.run("verify", (VerifyUnit(shard) for shard in shards), len(shards), again=True)
+    lock.check()  # else they may be another build's
     _remove_leftovers(shards, stores)
     tokens: Counter[str] = Counter()
     for record in ledger.records("pack"):
@@ -223,8 +224,9 @@ def _publish_quarantine(source: str, records: Iterable[Record], stores: Stores) 
     shown: dict[str, list[LostDocument]] = {}
     with stores.output.create(_quarantine(source)) as file:
         for record in records:
-            for name in record.facts["quarantine"]:
-                content = stores.work.read(name)
+            names = set(record.facts["quarantine"])
+            for published in (f for f in record.files if f.name in names and f.bytes):
+                content = stores.work.local_copy(published.name, published.sha256).read_bytes()
                 file.write(content)
                 for line in content.splitlines():
                     entry = json.loads(line)

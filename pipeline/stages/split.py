@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from pipeline.decisions import content_id
 from pipeline.documents import Document, Quarantined
+from pipeline.errors import DamagedFile
 from pipeline.fetch import Input
 from pipeline.sources.reading import Position, read_documents
 from pipeline.sources.source import Source
@@ -107,7 +108,7 @@ class SplitUnit:
                 files = [sealed["file"], sealed["quarantine"]]
                 if not all(stores.work.holds(f["name"], f["bytes"], f["sha256"]) for f in files):
                     return
-            except (FileNotFoundError, ValueError, KeyError, TypeError):
+            except (FileNotFoundError, DamagedFile, ValueError, KeyError, TypeError):
                 return
             yield sealed
             if sealed["next"] is None:

@@ -349,6 +349,24 @@ def test_limit_is_of_each_source(small_config: dict[str, Any], tmp_path: Path) -
     assert manifest["limit"] == 7
 
 
+def test_what_a_limit_leaves_out_does_not_depend_on_chunks(small_tokenizer: Path, tmp_path: Path) -> None:
+    """Files that cannot be read are counted as far as the limit lets a unit read."""
+    generator = random.Random(8)
+    (tmp_path / "own").mkdir()
+    for number in range(24):
+        text = words(generator, 30).encode() if number < 8 or number % 2 else b"\xff\xfe"
+        (tmp_path / "own" / f"{number:02}.txt").write_bytes(text)
+    config = {
+        "tokenizer": str(small_tokenizer),
+        "sequence_length": 64,
+        "sources": [{"kind": "text", "path": str(tmp_path / "own")}],
+    }
+    for limit in ("9", "12"):
+        assert build(config, tmp_path / f"one-{limit}", "--limit", limit) == 0
+        assert build({**config, "chunk_bytes": 2000}, tmp_path / f"many-{limit}", "--limit", limit) == 0
+        assert contents(tmp_path / f"many-{limit}") == contents(tmp_path / f"one-{limit}")
+
+
 def test_budget_and_priority(small_tokenizer: Path, tmp_path: Path) -> None:
     generator = random.Random(2)
     texts = [words(generator, 60) for _ in range(50)]
@@ -529,6 +547,7 @@ def test_a_build_does_not_overwrite_what_another_finished_meanwhile(
     "what",
     [
         "split/*/*0.arrow",
+        "split/*/*.quarantine.jsonl",
         "encode/*/*.tokens.arrow",
         "encode/*/*.table.arrow",
         "select/*.arrow",
@@ -546,6 +565,8 @@ def test_a_changed_byte_in_the_work_is_not_sealed(
     assert damaged
     for path in damaged:
         content = bytearray(path.read_bytes())
+        if not content:
+            continue
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     for stage in ("encode", "keep", "pack"):
@@ -579,6 +600,46 @@ def test_a_file_that_changes_during_the_build_is_named_and_made_anew(
     monkeypatch.undo()
     assert build(small_config, tmp_path / "reference") == 0
     assert contents(output) == contents(tmp_path / "reference")
+
+
+def test_a_file_that_another_unit_removed_is_made_anew(
+    small_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of two units that read a damaged file at one time the slower one finds it."""
+    run = KeepUnit.run
+
+    def remove_first(unit: KeepUnit, stores: Stores) -> Record:
+        monkeypatch.setattr(KeepUnit, "run", run)
+        entry = next(read_catalogue(unit.catalogue, stores.work))
+        stores.work.remove(entry.table.name)
+        return run(unit, stores)
+
+    monkeypatch.setattr(KeepUnit, "run", remove_first)
+    assert build(small_config, tmp_path / "corpus") == 0
+    assert build(small_config, tmp_path / "reference") == 0
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "reference")
+
+
+def test_work_that_is_another_build_s_by_now_is_left_alone(
+    small_config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work = tmp_path / "work/longspan-work"
+    run = KeepUnit.run
+
+    def lose_the_lock(unit: KeepUnit, stores: Stores) -> Record:
+        (work / ".lock").unlink(missing_ok=True)
+        return run(unit, stores)
+
+    monkeypatch.setattr(KeepUnit, "run", lose_the_lock)
+    assert build(small_config, tmp_path / "corpus", "--work", str(tmp_path / "work")) == 2
+    assert "another one may have begun" in capsys.readouterr().err
+    assert list((work / "encode").iterdir())
+    monkeypatch.undo()
+    assert build(small_config, tmp_path / "corpus", "--work", str(tmp_path / "work")) == 0
+    assert not work.exists()
 
 
 def test_shards_of_an_unfinished_build_do_not_stay(small_config: dict[str, Any], tmp_path: Path) -> None:

@@ -178,6 +178,16 @@ def test_a_trouble_of_ray_s_own_is_said_in_a_line(built: tuple[dict[str, Any], P
     assert "Traceback" not in done.stderr
 
 
+def test_memory_is_declared_that_some_machine_with_cpus_has() -> None:
+    def node(alive: bool = True, **resources: float) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": resources}
+
+    head, small, large = node(memory=64e9), node(CPU=4.0, memory=2e8), node(CPU=16.0, memory=8e9)
+    assert task_memory([head, small, large]) == TASK_MEMORY
+    assert task_memory([head, small, node(False, CPU=16.0, memory=8e9)]) == 200_000_000
+    assert task_memory([node(CPU=1.0)]) == 0
+
+
 def test_a_private_ray_gives_the_bytes_of_local(built: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     config, reference = built
     file = write_config(tmp_path / "config.yaml", config)
