@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.runner import TASK_MEMORY, task_memory
 from tests.pipeline.conftest import ROOT, command, contents, environment, write_config
 
 
