@@ -25,6 +25,7 @@ frequent and most rare, and a byte-level BPE trained on them, unless --tokenizer
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -233,7 +234,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="(default all)")
     add("--quick", action="store_true", help="0.1 MB and 2 rounds each, to see it run")
-    add("--megabytes", type=_size, default=12, help="of text in compare and filters (default 12)")
+    add("--megabytes", type=_size, default=24, help="of text in compare and filters (default 24)")
     add("--scaling-megabytes", type=_size, default=200, help="of text in scaling (default 200)")
     add(
         "--rounds",
@@ -265,6 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.quick:
         options.megabytes, options.scaling_megabytes = 0.1, 0.2
         options.rounds = min(options.rounds, 2)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a section takes minutes, in a log as well
     # For the processes started below; datasets would else ask the hub about its readers.
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     data = _data_folder(options)
@@ -304,21 +307,21 @@ def _measure(
         print("\n== compare: jsonl to shards ==")
         print_compare(rows, missing)
         same = len({digest for row in rows for digest in row["digests"]}) == 1
-        print(f"the ids are {'the same in all' if same else 'NOT the same'}", flush=True)
+        print(f"the ids are {'the same in all' if same else 'NOT the same'}")
         found["rows"] = rows
     if "filters" in options.sections:
         print("\n== filters: what each adds ==")
         found["filters"] = measure_filters(folder, folder / "text.jsonl", options.rounds)
         print_filters(found["filters"])
     if "scaling" in options.sections:
-        print("\n== scaling: Ray and workers ==", flush=True)
+        print("\n== scaling: Ray and workers ==")
         texts = [folder / f"part{number}.jsonl" for number in range(FILES)]
         for number, text in enumerate(texts):
             write_text(text, options.scaling_megabytes / FILES, data, seed=number)
         found["scaling"] = measure_ways(folder, texts, options.engine, (options.rounds + 1) // 2)
         print_scaling(found["scaling"])
     if "driver" in options.sections:
-        print("\n== driver: its memory by units ==", flush=True)
+        print("\n== driver: its memory by units ==")
         found["driver"] = measure_driver(folder, [100, 1_000 if options.quick else 100_000])
         print_driver(found["driver"])
     if "cost" in options.sections:

@@ -65,7 +65,7 @@ _RUNS = (
 _SHORT_RUNS, _LONG_RUNS = (2, 3, 7, 16, 33), (101, 257, 1001)
 _BEFORE_AND_AFTER = (("", ""), ("x", "x"), (" ", "1"), ("\n", " "))
 _TEXT_CHARACTERS = 4_000
-_KINDS = {"L": 0, "N": 1, "Z": 2}
+_KINDS = ("L", "N", "Z")
 """Categories that GPT-2's pattern tells apart: letters, numbers and (with a few others) blanks."""
 
 
@@ -92,8 +92,10 @@ def _characters(share: int) -> Iterator[str]:
     """Where Python's table of categories changes, and the first of every sixteen: scripts are added in such
     columns, and engines carry tables of other Unicode versions."""
     codes = np.array([*range(0xD800), *range(0xE000, 0x20000)])
-    kinds = np.array([_KINDS.get(c[0], 3) for c in map(unicodedata.category, map(chr, codes.tolist()))])
-    changes = np.flatnonzero(np.diff(kinds)) + 1
+    categories = np.array(list(map(unicodedata.category, map(chr, codes.tolist()))), dtype="U2")
+    kinds = categories.view("U1")[::2]  # the first letter
+    kinds = np.where(np.isin(kinds, _KINDS), kinds, "")
+    changes = np.flatnonzero(kinds[1:] != kinds[:-1]) + 1
     columns = np.flatnonzero(codes % (16 * share) == 0)
     for place in np.union1d(changes, columns):
         yield chr(codes[place])

@@ -8,10 +8,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
@@ -58,7 +60,7 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self._json = backend.to_str()
-        settings = json.loads(self._json)
+        settings = orjson.loads(self._json)
         kind, splitters = _model_and_splitters(settings)
         if kind != "BPE" or "ByteLevel" not in splitters:
             raise ValueError(
@@ -108,8 +110,7 @@ class Tokenizer:
             ids: those of all texts one after another, (total,) uint16, or uint32 above 65,536 entries.
             offsets: where each text's ids begin, and where the last's end, (len(texts) + 1,) int64.
 
-        Raises UnicodeEncodeError for a lone surrogate, which no UTF-8 holds. Runs on one thread, so that the CPU
-        seconds of a unit are its own.
+        Raises UnicodeEncodeError for a lone surrogate, which no UTF-8 holds.
         """
         try:
             ids, offsets = self._choose(AUTO).engine.encode(texts)
@@ -129,7 +130,7 @@ class Tokenizer:
             known = _chosen.get((self.fingerprint, asked))
             if known is None:
                 try:
-                    known = choose(self._backend, json.loads(self._json), asked)
+                    known = choose(self._backend, orjson.loads(self._json), asked)
                 except ValueError as error:
                     raise ValueError(f"tokenizer {self._location}: {error}") from error
                 _chosen[self.fingerprint, asked] = _chosen[self.fingerprint, known.name] = known
@@ -152,7 +153,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """A tokenizer.json that wraps a text as RoBERTa does: `<s> text </s>`."""
-        wrapped = json.loads(self._json)
+        wrapped = orjson.loads(self._json)
         wrapped["post_processor"] = {
             "type": "RobertaProcessing",
             "sep": [EOS, self.eos_id],
@@ -160,7 +161,7 @@ class Tokenizer:
             "trim_offsets": True,
             "add_prefix_space": False,
         }
-        return json.dumps(wrapped, ensure_ascii=False, separators=(",", ":")) + "\n"
+        return orjson.dumps(wrapped).decode() + "\n"
 
     def files(self) -> dict[str, bytes]:
         """tokenizer.json and tokenizer_config.json for `transformers.AutoTokenizer`, by name."""
@@ -298,7 +299,7 @@ def _fingerprint(settings: Mapping[str, Any]) -> str:
     model = {k: v or None for k, v in settings["model"].items() if k not in ("vocab", "merges")}
     truth = {
         "model": model,
-        "vocabulary": sorted(settings["model"].get("vocab", {}).items(), key=lambda entry: entry[1]),
+        "vocabulary": sorted(settings["model"].get("vocab", {}).items(), key=itemgetter(1)),
         "merges": settings["model"].get("merges"),
         "added_tokens": sorted(
             (token["id"], token["content"], token["special"]) for token in settings["added_tokens"]

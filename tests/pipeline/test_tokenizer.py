@@ -23,8 +23,9 @@ def test_golden_ids(shared_data: Path) -> None:
         golden["special"][token] for token in SPECIAL_TOKENS
     ]
     rows = [row for row in golden["published"] + golden["computed"] if "<mask>" not in row["text"]]
-    encoded = tokenizer.encode_batch([row["text"] for row in rows])
-    assert [[0, *ids, 2] for ids in encoded] == [row["ids"] for row in rows]
+    texts = [row["text"] for row in rows]
+    assert [[0, *ids, 2] for ids in tokenizer.encode_batch(texts)] == [row["ids"] for row in rows]
+    assert tokenizer.encode(texts)[0].tolist() == [index for row in rows for index in row["ids"][1:-1]]
     unused = set(golden["unused"].values())
     assert tokenizer.special_ids == {*golden["special"].values(), *unused}
 
