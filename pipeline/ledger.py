@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from pipeline.units import Record, read_record
+from pipeline.units import Record, record_of
 
 _PAGE = 200
 """Records read at a time, so that one stage can be read while the next one is written."""
@@ -41,7 +41,7 @@ class Ledger:
             if not page:
                 return
             for number, text in page:
-                yield read_record(text)
+                yield record_of(json.loads(text))
                 last = number
 
     def close(self) -> None:

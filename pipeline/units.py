@@ -6,9 +6,9 @@ after them, so an interrupted unit has no record and is simply run again. And a 
 running it twice, here and there or at the same time, publishes the same bytes.
 """
 
-import json
 import time
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 import tokenizers
 
 from pipeline.errors import BuildError, DamagedFile
+from pipeline.sealed_json import read_sealed_json, seal_json
 from pipeline.shards import WrittenFile
 from pipeline.storage import Stores
 
@@ -82,13 +83,7 @@ def find_record(unit: Unit, stores: Stores) -> Record | None:
     content is checked by whoever reads them."""
     try:
         record = read_record(stores.work.read(record_name(unit)))
-    except (
-        FileNotFoundError,
-        DamagedFile,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # damaged: it was published whole
+    except (FileNotFoundError, DamagedFile, ValueError):  # damaged, if there is one: it was published whole
         return None
     stored = (getattr(stores, file.store).holds(file.name, file.bytes, file.sha256) for file in record.files)
     return record if all(stored) else None
@@ -101,7 +96,7 @@ def execute(unit: Unit, stores: Stores) -> Record:
         result = unit.run(stores)
         seconds = round(time.process_time() - started, 3)
         record = Record(result.files, result.facts, result.notes, seconds)
-        stores.work.publish(record_name(unit), json.dumps(asdict(record)).encode())
+        stores.work.publish(record_name(unit), seal_json(asdict(record)))
     except FileNotFoundError as error:
         where = str(error.filename)
         if not where.startswith((stores.work.uri, stores.output.uri)):
@@ -121,8 +116,12 @@ def record_name(unit: Unit) -> str:
     return f"{unit.stage}/{unit.id}.json"
 
 
-def read_record(text: str | bytes) -> Record:
-    """A record from its JSON. ValueError, KeyError or TypeError where it is none."""
-    data = json.loads(text)
+def read_record(content: bytes) -> Record:
+    """A published record from its file's content. ValueError where it is not what was published."""
+    return record_of(read_sealed_json(content))
+
+
+def record_of(data: Mapping[str, Any]) -> Record:
+    """A record from what `asdict` makes of it."""
     files = [PublishedFile(**file) for file in data["files"]]
     return Record(files, data["facts"], data["notes"], data["seconds"])

@@ -22,6 +22,7 @@ from pipeline.decisions import content_id
 from pipeline.documents import Document, Quarantined
 from pipeline.errors import DamagedFile
 from pipeline.fetch import Input
+from pipeline.sealed_json import read_sealed_json, seal_json
 from pipeline.sources.reading import Position, read_documents
 from pipeline.sources.source import Source
 from pipeline.storage import Stores
@@ -104,11 +105,11 @@ class SplitUnit:
         """The chunks that a killed run of this unit has sealed, as far as they are whole."""
         for number in count():
             try:
-                sealed = json.loads(stores.work.read(f"{self._name(number)}.json"))
+                sealed = read_sealed_json(stores.work.read(f"{self._name(number)}.json"))
                 files = [sealed["file"], sealed["quarantine"]]
                 if not all(stores.work.holds(f["name"], f["bytes"], f["sha256"]) for f in files):
                     return
-            except (FileNotFoundError, DamagedFile, ValueError, KeyError, TypeError):
+            except (FileNotFoundError, DamagedFile, ValueError):
                 return
             yield sealed
             if sealed["next"] is None:
@@ -152,7 +153,7 @@ class SplitUnit:
                 "quarantined": dict(reasons),
                 "next": None if ended else asdict(place),
             }
-            stores.work.publish(f"{name}.json", json.dumps(sealed).encode())
+            stores.work.publish(f"{name}.json", seal_json(sealed))
             yield sealed
             if ended:
                 return
