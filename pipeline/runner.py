@@ -81,9 +81,7 @@ class RayRunner:
         try:
             yield from self._run(units, {}, stores)
         except self._ray.exceptions.RayError as error:
-            # Of a unit's exception the last line says what it was; of Ray's own troubles the first.
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            line = lines[-1 if isinstance(error, self._ray.exceptions.RayTaskError) else 0]
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise BuildError(f"Ray could not go on: {line}; the same command goes on from here") from error
 
     def _run(
@@ -99,7 +97,15 @@ class RayRunner:
             ready, _ = self._ray.wait(list(running), num_returns=1)
             for reference in ready:
                 unit = running.pop(reference)
-                result = self._ray.get(reference)
+                try:
+                    result = self._ray.get(reference)
+                except (
+                    self._ray.exceptions.RayTaskError
+                ) as error:  # no input's fault: then there is an answer
+                    raise BuildError(
+                        f"{unit.stage} {unit.id} ({unit.about}) failed in a way that was not foreseen; please report "
+                        f"it with these lines:\n{str(error).strip()}"
+                    ) from error
                 if isinstance(result, BuildError):
                     for other in running:
                         self._ray.cancel(other, force=True)

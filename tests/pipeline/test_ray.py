@@ -179,6 +179,26 @@ def test_a_trouble_of_ray_s_own_is_said_in_a_line(built: tuple[dict[str, Any], P
     assert "Traceback" not in done.stderr
 
 
+def test_a_fault_of_this_program_is_told_with_its_place(
+    built: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    file = write_config(tmp_path / "config.yaml", built[0])
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pipeline.runner\n"
+        "def stumble(unit, stores):\n"
+        "    raise KeyError(unit.stage)\n"
+        "pipeline.runner.execute = stumble\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = command(file, tmp_path / "corpus", "--max-cpus", "1", PYTHONPATH=path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "build_corpus: split " in done.stderr
+    assert "not foreseen" in done.stderr
+    assert "KeyError: 'split'" in done.stderr
+    assert 'sitecustomize.py", line 3, in stumble' in done.stderr
+    assert "the same command" not in done.stderr
+
+
 def test_memory_is_declared_that_some_machine_with_cpus_has() -> None:
     def node(alive: bool = True, **resources: float) -> dict[str, Any]:
         return {"Alive": alive, "Resources": resources}
