@@ -110,7 +110,7 @@ class EncodeUnit:
         filters = [item.identity() for item in self.filters]
         evaluation = self.evaluation.identity if self.evaluation else None
         how = (self.source, self.take, limits, filters, evaluation, self.seed, self.examples)
-        return f"{self._texts}/{content_id(self.stage, how)}"
+        return f"{self._texts}/{content_id(self.stage, 2, VERSIONS, how)}"
 
     @property
     def _texts(self) -> str:
