@@ -66,7 +66,8 @@ class FetchUnit:
 
 @dataclass(frozen=True)
 class VerifyUnit:
-    """Compares a remote file's sha256 with what it must be, once it is fetched."""
+    """Compares a remote file's hash with what it must be, once it is fetched: the sha256, where it is known; git's, of
+    a small file on the hub."""
 
     stage: ClassVar[str] = "fetch"
     item: Input
@@ -85,15 +86,27 @@ class VerifyUnit:
 
     def run(self, stores: Stores) -> Record:
         """Raises InputError, and removes the parts, so that the next run fetches them again, where it differs."""
-        digest = hashlib.sha256()
-        with open_input(self.item, stores.work) as stream:
+        item = self.item
+        digest = hashlib.sha256() if item.sha256 else _git_hash(item.bytes)
+        with open_input(item, stores.work) as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
-        if digest.hexdigest() != self.item.sha256:
-            for name in self.item.parts:
+        found = digest.hexdigest()
+        if found != (item.sha256 or item.version):
+            for name in item.parts:
                 stores.work.remove(name)
-            raise wrong_checksum(self.item, digest.hexdigest())
-        return Record([], {"sha256": self.item.sha256})
+            if item.sha256:
+                raise wrong_checksum(item, found)
+            raise InputError(
+                f"{item.name}: its hash is {found}; expected {item.version}, as the hub lists it; the same command "
+                "fetches it anew"
+            )
+        return Record([], {"hash": found})
+
+
+def _git_hash(size: int) -> "hashlib._Hash":
+    """What git, and so the hub, names a file of this size by, once its content is added."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 def is_fetched(item: Input) -> bool:
@@ -112,7 +125,8 @@ def plan_fetch(item: Input) -> Iterator[FetchUnit]:
 def plan_verify(item: Input) -> Iterator[VerifyUnit]:
     """The unit that looks at an input's checksum, which runs after the units of `plan_fetch`. A local file's is
     looked at when the plan is made."""
-    if item.sha256 and scheme_of(item.uri) != "":
+    scheme = scheme_of(item.uri)
+    if (item.sha256 and scheme != "") or (scheme == "hf" and item.bytes):
         yield VerifyUnit(fetched(item))
 
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 @dataclass
@@ -17,12 +19,15 @@ class Served:
     content: bytes
     faults: list[str] = field(default_factory=list)
     """One a request, from the first: "503", "429 0" (with Retry-After), "drop N" (after N bytes), "stall S"
-    (seconds), "404", "shifted" (another range than asked for), "" (none)."""
+    (seconds), "404", "shifted" (another range than asked for), "change N" (drop after N bytes, and from then on it
+    is another file of the same size), "" (none)."""
     traits: frozenset[str] = frozenset()
     """How it always is: no_etag, weak_etag, no_ranges, no_head, no_length."""
     etag: str = ""
     location: str = ""
     """Where to redirect to."""
+    seconds: float = 0.0
+    """How long all of it takes to be sent."""
 
 
 class FaultyServer:
@@ -32,7 +37,7 @@ class FaultyServer:
         """(path with query, Range, If-Range) of each, in order."""
         self.uri = ""
 
-    def serve(self, path: str, content: bytes, *faults: str, traits: str = "", **more: str) -> str:
+    def serve(self, path: str, content: bytes, *faults: str, traits: str = "", **more: Any) -> str:
         """The address of a file that is served from now on."""
         self.files[path] = Served(content, list(faults), frozenset(traits.split()), **more)
         return self.uri + path
@@ -47,6 +52,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_POST(self) -> None:
+        """What the hub is asked of paths beside its lists: it knows none."""
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._head(200, {"Content-Length": "2", "Content-Type": "application/json"})
+        self.wfile.write(b"[]")
 
     def do_GET(self) -> None:
         wanted, condition = (self.headers.get(name) or "" for name in ("Range", "If-Range"))
@@ -93,10 +104,16 @@ class _Handler(BaseHTTPRequestHandler):
         self._head(status, headers)
         if self.command == "HEAD":
             return
-        if fault.startswith("drop"):
-            body = body[: int(fault[5:])]
+        if fault.startswith(("drop", "change")):
+            body = body[: int(fault.split()[1])]
             self.close_connection = True
-        self.wfile.write(body)
+        if fault.startswith("change"):
+            served.content = content[::-1]
+        seconds = served.seconds * len(body) / max(1, len(content))
+        size = len(body) if not seconds else max(1, len(body) // 20)
+        for begin in range(0, len(body), size):
+            self.wfile.write(body[begin : begin + size])
+            time.sleep(seconds * size / len(body))
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -105,11 +122,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed, or that has read enough, is no error of the server's."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 @contextmanager
 def faulty_server() -> Iterator[FaultyServer]:
     faulty = FaultyServer()
     handler = type("Handler", (_Handler,), {"faulty": faulty})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+    with _Server(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         faulty.uri = f"http://127.0.0.1:{running.server_port}"

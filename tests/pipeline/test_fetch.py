@@ -55,8 +55,9 @@ class Server(BaseHTTPRequestHandler):
         entries: list[dict[str, object]] = []
         for path in sorted((self.root / folder).rglob("*")):
             name = path.relative_to(self.root).as_posix()
-            oid = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
-            size = path.stat().st_size if path.is_file() else 0
+            content = path.read_bytes() if path.is_file() else b""
+            size = len(content)
+            oid = hashlib.sha1(b"blob %d\0" % size + content, usedforsecurity=False).hexdigest()
             entries.append(
                 {"type": "file" if path.is_file() else "directory", "path": name, "oid": oid, "size": size}
             )
