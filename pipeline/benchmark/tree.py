@@ -1,9 +1,9 @@
-"""Measures a command with every process that comes of it: Ray's are neither its children nor its children's."""
+"""Measures a command with every process that comes of it: Ray's are neither its children nor its children's, and Ray
+reaps its workers itself, so that nobody is told what they took."""
 
 import contextlib
 import ctypes
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -13,7 +13,9 @@ from pathlib import Path
 
 _SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
 _POLL = 0.1
-_PATIENCE = 60  # seconds that processes may take to end after the command
+"""Seconds between looks: what a process takes after the last look at it is missed."""
+_PATIENCE = 60
+"""Seconds that processes may take to end after the command."""
 
 
 @dataclass
@@ -28,19 +30,20 @@ class Tree:
 
 def measure_tree(command: Sequence[str], environment: dict[str, str], log: Path) -> Tree:
     """Runs it to its end; AssertionError with its output where it fails. Linux only, and in a process of its own,
-    whose children all count: it becomes the parent of those whose parents end first, and reaps them."""
+    whose descendants all count: it becomes the parent of those whose parents end first."""
     assert sys.platform == "linux"
     assert ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0) == 0
-    before = _children_cpu()
     start = time.perf_counter()
     peaks: dict[str, int] = {}
+    cpu: dict[int, float] = {}
     with log.open("w") as stream:
         process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
         wall = None
         while True:
-            with contextlib.suppress(ProcessLookupError):
-                for pid, kind in _descendants(process.pid):
-                    peaks[kind] = max(peaks.get(kind, 0), peak_bytes(pid))
+            for pid, seconds in _descendants():
+                kind = _kind(pid, process.pid)
+                peaks[kind] = max(peaks.get(kind, 0), peak_bytes(pid))
+                cpu[pid] = seconds
             if wall is None and process.poll() is not None:
                 wall = time.perf_counter() - start
             if wall is not None and _reap():
@@ -48,12 +51,7 @@ def measure_tree(command: Sequence[str], environment: dict[str, str], log: Path)
             assert wall is None or time.perf_counter() - start - wall < _PATIENCE, "processes do not end"
             time.sleep(_POLL)
     assert process.returncode == 0, log.read_text()[-3000:]
-    return Tree(wall, _children_cpu() - before, peaks)
-
-
-def _children_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    return Tree(wall, sum(cpu.values()), peaks)
 
 
 def _reap() -> bool:
@@ -65,18 +63,21 @@ def _reap() -> bool:
     return True
 
 
-def _descendants(command: int) -> Iterator[tuple[int, str]]:
-    parents = {}
+def _descendants() -> Iterator[tuple[int, float]]:
+    """Each, and the CPU seconds it took so far."""
+    parents, seconds = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                parents[int(entry.name)] = int(fields[1])
+                seconds[int(entry.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     for pid in parents:
         above = pid
         while above in parents and above != os.getpid():
             above = parents[above]
         if above == os.getpid() and pid != above:
-            yield pid, _kind(pid, command)
+            yield pid, seconds[pid]
 
 
 def _kind(pid: int, command: int) -> str:

@@ -432,8 +432,8 @@ def test_pipeline_scaling(tmp_path: Path) -> None:
         assert row["peak_bytes"]["driver"] > 50_000_000
         assert (row["peak_bytes"].get("worker", 0) > 50_000_000) == (name != "--local")
         assert row["cpu"] > 0
-    # Ray's own processes are counted, and none of them was left behind.
-    assert scaling["rows"]["Ray, one worker"]["cpu"] > scaling["rows"]["--local"]["cpu"]
+    # Ray's workers and its own processes are counted.
+    assert scaling["rows"]["Ray, one worker"]["cpu"] > scaling["rows"]["--local"]["cpu"] + 1
     assert scaling["machine"] > 0
 
 
