@@ -89,7 +89,7 @@ def build(options: argparse.Namespace) -> None:
     if options.plan:
         _print_plan(plan, loaded)
         return
-    stores = Stores(work=work, output=output)
+    stores = Stores(work=work.only_while_there(), output=output)
     identity = identify(loaded, options.limit, plan)
     if is_finished(output, identity) and output.size(BEGUN) is None:
         say(f"{output.uri} holds this corpus already; nothing to do")

@@ -91,6 +91,11 @@ class Storage(ABC):
     def under(self, folder: str) -> "Storage":
         """The storage of a folder in this one."""
 
+    def only_while_there(self) -> "Storage":
+        """The same storage, for the workers of one build: what outlives its build shall not bring a folder back that
+        was removed. An object store has no folders, and cannot tell."""
+        return self
+
     @abstractmethod
     def size(self, name: str) -> int | None:
         """Bytes of a file, None where there is none."""

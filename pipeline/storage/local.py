@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -18,12 +18,17 @@ from pipeline.errors import BuildError
 from pipeline.shards import file_sha256, is_temporary
 from pipeline.storage.interface import LOCK, Storage, Writer, changed, checked_name, name_file
 
+_REMOVALS = 100
+"""Attempts to remove a folder that files appear in."""
+
 
 @dataclass(frozen=True)
 class LocalStorage(Storage):
     """A folder; it need not exist before something is published. Renames make files appear whole."""
 
     root: Path
+    must_exist: bool = False
+    """Whether nothing is written once the folder is gone."""
 
     @property
     def uri(self) -> str:
@@ -31,6 +36,9 @@ class LocalStorage(Storage):
 
     def under(self, folder: str) -> "LocalStorage":
         return LocalStorage(self.root / checked_name(folder))
+
+    def only_while_there(self) -> "LocalStorage":
+        return replace(self, must_exist=True)
 
     def path(self, name: str) -> Path:
         """The local path of a file."""
@@ -57,7 +65,7 @@ class LocalStorage(Storage):
     @contextmanager
     def create(self, name: str) -> Iterator[Writer]:
         path = self.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(path.parent)
         # A random name, so that writers of the same file do not meet: the last rename wins. A short one, so that
         # a long name with an addition is not too long.
         temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -79,6 +87,15 @@ class LocalStorage(Storage):
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
         writer.mark_published()
+
+    def _make_folder(self, folder: Path) -> None:
+        if not self.must_exist:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        made = self.root  # not with its parents, so that no one can remove it between a look and this
+        for part in folder.relative_to(self.root).parts:
+            made /= part
+            made.mkdir(exist_ok=True)
 
     def open(self, name: str) -> BinaryIO:
         return self.path(name).open("rb")
@@ -118,6 +135,16 @@ class LocalStorage(Storage):
         """Removes the folder with all that is in it; the lock last, so that nobody writes to it meanwhile."""
         if self.root in (Path(self.root.anchor), Path.home()):
             raise BuildError(f"{self.root}: will not be removed; expected a folder of the build's own")
+        # Again, since a worker that outlived its killed build may still write there.
+        for last in (False,) * _REMOVALS + (True,):
+            try:
+                self._remove_all()
+                return
+            except OSError:
+                if last:
+                    raise
+
+    def _remove_all(self) -> None:
         for path in self.root.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

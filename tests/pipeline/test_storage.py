@@ -481,6 +481,29 @@ def test_destroy_removes_what_is_its_own(storage: Storage) -> None:
     assert len(_everything(storage.under("work2"))) >= 3
 
 
+def test_a_worker_that_outlives_its_build_does_no_harm(tmp_path: Path) -> None:
+    """It writes while the folder is removed, and after: neither fails the removal, nor brings the folder back."""
+    storage = open_storage(str(tmp_path / "work"))
+    storage.publish("x", b"1")
+    program = """
+from itertools import count
+storage = storage.only_while_there()
+try:
+    for number in count():
+        storage.publish(f"{number % 7}/{number % 3}/{number}", b"1")
+        if number == 100:
+            print("writing", flush=True)
+except OSError as error:
+    print(error, flush=True)
+"""
+    with process(program, storage.uri) as writer:
+        assert says(writer) == "writing"
+        storage.destroy()
+        assert "work" in says(writer)
+        assert writer.wait(timeout=60) == 0
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_bucket_is_not_destroyed(remote: ObjectStorage) -> None:
     remote.publish("x", b"1")
     bucket = open_storage(f"{remote.scheme}://{remote.bucket}/")
