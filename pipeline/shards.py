@@ -121,10 +121,10 @@ def write_shard(
 def serialise_shard(
     schema: pa.Schema,
     input_ids: np.ndarray,
-    document_starts: Sequence[Sequence[int]],
-    documents: Sequence[Sequence[str]],
-    document_offsets: Sequence[Sequence[int]],
-    sources: Sequence[Sequence[str]],
+    document_starts: Sequence[Sequence[int]] | pa.ListArray,
+    documents: Sequence[Sequence[str]] | pa.ListArray,
+    document_offsets: Sequence[Sequence[int]] | pa.ListArray,
+    sources: Sequence[Sequence[str]] | pa.ListArray,
 ) -> pa.Buffer:
     """The bytes that `write_shard` publishes."""
     flat = pa.array(np.ascontiguousarray(input_ids).reshape(-1))
@@ -135,7 +135,8 @@ def serialise_shard(
         ("document_offsets", document_offsets),
         ("sources", sources),
     ):
-        columns.append(pa.array(values, type=schema.field(name).type))
+        is_array = isinstance(values, pa.Array)
+        columns.append(values if is_array else pa.array(values, type=schema.field(name).type))
     return serialise_arrow(pa.record_batch(columns, schema=schema))
 
 

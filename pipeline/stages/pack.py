@@ -5,7 +5,6 @@ unit k takes the stream's tokens from k·S on, whichever worker runs it and what
 unit are neighbours in the order of their hash, so it reads one range of rows of each tokens file.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -123,24 +122,24 @@ class PackUnit:
                     [], {"split": self.split, "sequences": 0, "tokens": {}} | dict.fromkeys(PACKING_FACTS, 0)
                 )
             rows = _fitted(self, kept, stores)
-        sources = [self.sources[number] for number in rows.read.source.tolist()]
+        pieces = rows.pieces
+        sources = rows.read.source[pieces.documents]
         shard = serialise_shard(
             self.layout.schema,
             rows.ids,
-            rows.starts,
-            [[rows.read.ids[document] for document in row] for row in rows.pieces],
-            rows.offsets,
-            [[sources[document] for document in row] for row in rows.pieces],
+            pieces.column(pa.array(pieces.starts, pa.int32())),
+            pieces.column(rows.read.ids.take(pa.array(pieces.documents))),
+            pieces.column(pa.array(pieces.offsets, pa.int64())),
+            pieces.column(pa.array(self.sources, pa.string()).take(pa.array(sources))),
         )
         written = stores.output.publish(self.shard, shard)
-        tokens: Counter[str] = Counter()
-        for source, count in zip(sources, rows.tokens.tolist(), strict=True):
-            tokens[source] += count
+        tokens = np.zeros(len(self.sources), dtype=np.int64)
+        np.add.at(tokens, rows.read.source, rows.tokens)
         facts = {
             "split": self.split,
             "sequences": len(rows.ids),
-            "tokens": dict(sorted((source, count) for source, count in tokens.items() if count)),
-            **_packing_facts(rows, kept.tokens, self.layout),
+            "tokens": {source: count for source, count in zip(self.sources, tokens.tolist()) if count},
+            **_packing_facts(pieces, kept.tokens, self.layout),
         }
         return Record([PublishedFile.of("output", self.shard, written)], facts)
 
@@ -195,8 +194,26 @@ class _Kept:
 class _Read:
     """What the tokens files say of some documents; one entry a document."""
 
-    ids: list[str]
+    ids: pa.StringArray
     source: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of consecutive sequences, one after the other; (pieces,) each, but for `ends`."""
+
+    ends: np.ndarray
+    """(sequences,): how many pieces there are up to the end of each sequence."""
+    documents: np.ndarray
+    """The number of the document that each is a part of."""
+    starts: np.ndarray
+    """Its first position in the sequence."""
+    offsets: np.ndarray
+    """How many of the document's tokens come before it."""
+
+    def column(self, values: pa.Array) -> pa.ListArray:
+        """(pieces,) values as a column of the shard: a list for each sequence."""
+        return pa.ListArray.from_arrays(pa.array(np.append(0, self.ends), pa.int32()), values)
 
 
 @dataclass(frozen=True)
@@ -205,11 +222,7 @@ class _Rows:
 
     ids: np.ndarray
     """(sequences, sequence_length)."""
-    starts: list[list[int]]
-    offsets: list[list[int]]
-    pieces: list[list[int]]
-    """For each sequence its pieces' positions, their offsets in their documents, and the numbers of the documents
-    in `read`."""
+    pieces: Pieces
     tokens: np.ndarray
     """Of each document, its tokens in this shard."""
     read: _Read
@@ -222,42 +235,40 @@ def _concatenated(unit: PackUnit, kept: _Kept, stores: Stores) -> _Rows:
     skip = np.maximum(-place, 0)
     copied = np.maximum(np.minimum(kept.tokens, len(stream) - place) - skip, 0)
     read = _copy_tokens(unit, kept.number, stream, place + skip, skip, copied, stores)
-    starts, offsets, pieces = cut_pieces(kept.start, begin, end, layout.stream_tokens)
-    rows = lay_out(stream, layout)
-    return _Rows(rows, starts, offsets, [list(numbers) for numbers in pieces], copied, read)
+    pieces = cut_pieces(kept.start, begin, end, layout.stream_tokens)
+    return _Rows(lay_out(stream, layout), pieces, copied, read)
 
 
 def _fitted(unit: PackUnit, kept: _Kept, stores: Stores) -> _Rows:
     layout = unit.layout
-    bins = best_fit(kept.tokens, layout.stream_tokens)
-    rows = np.full((len(bins), layout.sequence_length), layout.pad_id, dtype=layout.dtype)
-    rows[:, 0] = layout.bos_id
+    fitted = best_fit(kept.tokens, layout.stream_tokens)
     stream = np.empty(int(kept.tokens.sum()), dtype=layout.dtype)
     place = np.cumsum(kept.tokens) - kept.tokens
     read = _copy_tokens(unit, kept.number, stream, place, np.zeros_like(place), kept.tokens, stores)
-    starts: list[list[int]] = []
-    for row, pieces in zip(rows, bins, strict=True):
-        at = 1
-        starts.append([])
-        for piece in pieces:
-            starts[-1].append(at if starts[-1] else 0)
-            first = int(place[piece.document]) + piece.offset
-            row[at : at + piece.tokens] = stream[first : first + piece.tokens]
-            row[at + piece.tokens] = layout.eos_id
-            at += piece.tokens + 1
-    offsets = [[piece.offset for piece in pieces] for pieces in bins]
-    documents = [[piece.document for piece in pieces] for pieces in bins]
-    return _Rows(rows, starts, offsets, documents, kept.tokens, read)
+    rows = np.full((fitted.sequences, layout.sequence_length), layout.pad_id, dtype=layout.dtype)
+    rows[:, 0] = layout.bos_id
+    # The position behind `<s>` and behind the pieces before it, each with its `</s>`.
+    behind = np.cumsum(fitted.tokens + 1)
+    is_first = np.append(True, np.diff(fitted.sequence) > 0)
+    before = np.append(0, behind[:-1])
+    at = 1 + before - np.maximum.accumulate(np.where(is_first, before, 0))
+    source = place[fitted.document] + fitted.offset
+    columns = (fitted.sequence, at, source, fitted.tokens)
+    for row, first, left, count in zip(*(column.tolist() for column in columns), strict=True):
+        rows[row, first : first + count] = stream[left : left + count]
+        rows[row, first + count] = layout.eos_id
+    ends = np.searchsorted(fitted.sequence, np.arange(fitted.sequences), side="right")
+    pieces = Pieces(ends, fitted.document, np.where(is_first, 0, at), fitted.offset)
+    return _Rows(rows, pieces, kept.tokens, read)
 
 
-def _packing_facts(rows: _Rows, lengths: np.ndarray, layout: Layout) -> dict[str, int]:
+def _packing_facts(pieces: Pieces, lengths: np.ndarray, layout: Layout) -> dict[str, int]:
     """How documents of these `lengths` lie in the rows: `PACKING_FACTS`."""
-    offsets = np.array([offset for row in rows.offsets for offset in row], dtype=np.int64)
-    whole = lengths[np.array([document for row in rows.pieces for document in row], dtype=np.int64)]
+    whole = lengths[pieces.documents]
     # The second piece of a document starts within its first sequence's worth of tokens, the third behind it.
-    cut = (offsets > 0) & (offsets <= layout.stream_tokens) & (offsets < whole)
+    cut = (pieces.offsets > 0) & (pieces.offsets <= layout.stream_tokens) & (pieces.offsets < whole)
     needless = cut & (whole <= layout.stream_tokens)
-    return dict(zip(PACKING_FACTS, (len(offsets), int(cut.sum()), int(needless.sum())), strict=True))
+    return dict(zip(PACKING_FACTS, (len(whole), int(cut.sum()), int(needless.sum())), strict=True))
 
 
 def _copy_tokens(
@@ -271,22 +282,23 @@ def _copy_tokens(
 ) -> _Read:
     """Copies of each document its tokens [skip, skip + copied) to `stream` at `place`; file by file, so that of each
     one its range of rows is read once and nothing is held."""
-    ids = [""] * len(numbers)
+    ids: list[pa.Array] = []
     source = np.zeros(len(numbers), dtype=np.int32)
     by_number = np.argsort(numbers, kind="stable")
     for entry, rows, own in entries_with_rows(unit.catalogue, stores.work, numbers[by_number]):
         file = TokensFile(stores.work.open_arrow_ranged(entry.tokens.name, entry.tokens.sha256))
-        waiting = 0
-        documents = by_number[own].tolist()
+        documents = by_number[own]
+        source[documents] = entry.source
         for batch in file.batches_of(int(rows[0]), int(rows[-1]) + 1):
-            while waiting < len(documents) and rows[waiting] < batch.first + len(batch):
-                document, row = documents[waiting], int(rows[waiting]) - batch.first
-                at, left, count = int(place[document]), int(skip[document]), int(copied[document])
+            first, last = np.searchsorted(rows, [batch.first, batch.first + len(batch)])
+            of_batch, some = rows[first:last] - batch.first, documents[first:last]
+            ids.append(batch.ids.take(pa.array(of_batch)))
+            columns = (of_batch, place[some], skip[some], copied[some])
+            for row, at, left, count in zip(*(column.tolist() for column in columns), strict=True):
                 stream[at : at + count] = batch.tokens(row)[left : left + count]
-                ids[document] = batch.ids[row].as_py()
-                source[document] = entry.source
-                waiting += 1
-    return _Read(ids, source)
+    ranked = np.empty(len(numbers), dtype=np.int64)
+    ranked[by_number] = np.arange(len(numbers))
+    return _Read(pa.concat_arrays(ids).take(pa.array(ranked)), source)
 
 
 def lay_out(stream: np.ndarray, layout: Layout) -> np.ndarray:
@@ -304,21 +316,18 @@ def lay_out(stream: np.ndarray, layout: Layout) -> np.ndarray:
     return rows
 
 
-def cut_pieces(
-    start: np.ndarray, begin: int, end: int, stream_tokens: int
-) -> tuple[list[list[int]], list[list[int]], list[range]]:
+def cut_pieces(start: np.ndarray, begin: int, end: int, stream_tokens: int) -> Pieces:
     """Which documents lie in which sequence, for the part [begin, end) of a stream.
 
-    `start` are the places in the stream where the documents of this part start, the first at or before `begin`.
-    Gives, for each sequence: the pieces' positions in it, their offsets in their documents, and the documents by
-    their place in `start`.
+    `start` are the places in the stream where the documents of this part start, the first at or before `begin`;
+    documents are numbered by their place in it.
     """
-    starts, offsets, pieces = [], [], []
-    for left in range(begin, end, stream_tokens):
-        right = min(left + stream_tokens, end)
-        first = int(np.searchsorted(start, left, side="right")) - 1
-        last = int(np.searchsorted(start, right, side="left"))
-        starts.append([0, *(int(s) - left + 1 for s in start[first + 1 : last])])
-        offsets.append([left - int(start[first]), *([0] * (last - first - 1))])
-        pieces.append(range(first, last))
-    return starts, offsets, pieces
+    left = np.arange(begin, end, stream_tokens)
+    first = np.searchsorted(start, left, side="right") - 1
+    last = np.searchsorted(start, np.minimum(left + stream_tokens, end), side="left")
+    ends = np.cumsum(last - first)
+    row = np.repeat(np.arange(len(left)), last - first)
+    documents = np.arange(len(row)) - (ends - (last - first))[row] + first[row]
+    is_first = documents == first[row]
+    starts = np.where(is_first, 0, start[documents] - left[row] + 1)
+    return Pieces(ends, documents, starts, np.where(is_first, left[row] - start[documents], 0))

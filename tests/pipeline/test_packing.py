@@ -55,14 +55,11 @@ def test_sequences_are_the_stream_and_pieces_say_where(
         first = int(np.searchsorted(start, begin, side="right")) - 1
         last = int(np.searchsorted(start, end, side="left"))
         rows.append(lay_out(np.array(stream[begin:end], dtype=np.uint16), layout(sequence_length)))
-        for column, part in zip(
-            (starts, offsets), cut_pieces(start[first:last], begin, end, inner)[:2], strict=True
-        ):
-            column.extend(part)
-        pieces += [
-            range(first + own.start, first + own.stop)
-            for own in cut_pieces(start[first:last], begin, end, inner)[2]
-        ]
+        cut = cut_pieces(start[first:last], begin, end, inner)
+        for left, right in zip([0, *cut.ends[:-1]], cut.ends, strict=True):
+            starts.append(cut.starts[left:right].tolist())
+            offsets.append(cut.offsets[left:right].tolist())
+            pieces.append((first + cut.documents[left:right]).tolist())
     ids = np.concatenate(rows)
 
     # The rows, read back, are the stream: nothing lost, nothing made up.
@@ -95,17 +92,20 @@ def test_sequences_are_the_stream_and_pieces_say_where(
 )
 def test_best_fit_cuts_only_what_is_longer_than_a_sequence(lengths: list[int], sequence_length: int) -> None:
     room = sequence_length - 2
-    sequences = best_fit(np.array(lengths, dtype=np.int64), room)
+    fitted = best_fit(np.array(lengths, dtype=np.int64), room)
+    sequences: list[list[tuple[int, int, int]]] = [[] for _ in range(fitted.sequences)]
+    columns = (fitted.sequence, fitted.document, fitted.offset, fitted.tokens)
+    for number, *piece in zip(*(column.tolist() for column in columns), strict=True):
+        sequences[number].append(tuple(piece))
     for pieces in sequences:
         assert pieces
-        assert sum(piece.tokens + 1 for piece in pieces) <= room + 1
-        assert [(p.document, p.offset) for p in pieces] == sorted((p.document, p.offset) for p in pieces)
-    firsts = [(pieces[0].document, pieces[0].offset) for pieces in sequences]
-    assert firsts == sorted(firsts)
+        assert sum(tokens + 1 for _, _, tokens in pieces) <= room + 1
+        assert pieces == sorted(pieces)
+    assert [pieces[0] for pieces in sequences] == sorted(pieces[0] for pieces in sequences)
     found: dict[int, list[tuple[int, int]]] = {}
     for pieces in sequences:
-        for piece in pieces:
-            found.setdefault(piece.document, []).append((piece.offset, piece.tokens))
+        for document, offset, tokens in pieces:
+            found.setdefault(document, []).append((offset, tokens))
     for document, length in enumerate(lengths):
         parts = sorted(found[document])
         assert len(parts) == -(-length // room)
