@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import sqlite3
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except OSError as error:  # a full disk, a folder that may not be written
         return _complain(f"{error.filename or options.output}: {error.strerror or error}", 2)
+    except sqlite3.Error as error:  # such as a full disk under the temporary files
+        return _complain(f"{tempfile.gettempdir()}: the build's temporary database: {error}", 2)
     except KeyboardInterrupt:
         return _complain("stopped; the same command goes on from here", 130)
     return 0

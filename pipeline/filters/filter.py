@@ -28,6 +28,12 @@ class BaseFilter(BaseModel, ABC):
     def reason(self, document: Document) -> str | None:
         """Why it drops the document, None to keep it. Raises nothing, whatever the text."""
 
+    @property
+    def libraries(self) -> dict[str, str]:
+        """The versions of libraries that its decisions depend on."""
+        return {}
+
     def identity(self) -> dict[str, Any]:
         """All that its decisions about a document depend on, of types that JSON has."""
-        return {**self.model_dump(mode="json", exclude={"sources"}), "version": self.version}
+        parameters = self.model_dump(mode="json", exclude={"sources"})
+        return {**parameters, "version": self.version, "libraries": self.libraries}

@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from fractions import Fraction
+from importlib.metadata import version
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -59,6 +60,10 @@ class Language(BaseFilter):
                     f"no language that CLD2 knows{f', perhaps {close} was meant' if close else ''}"
                 )
         return languages
+
+    @property
+    def libraries(self) -> dict[str, str]:
+        return {"pycld2": version("pycld2")}
 
     def reason(self, document: Document) -> str | None:
         import pycld2

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pipeline.config import LoadedConfig
+from pipeline.config import Config, LoadedConfig
 from pipeline.decisions import content_id
 from pipeline.ledger import Ledger
 from pipeline.report import LostDocument, render_report
 from pipeline.shards import FORMAT_VERSION, MANIFEST
+from pipeline.sources import SOURCES
 from pipeline.stages.facts import gather_facts
 from pipeline.stages.pack import PACKING_FACTS
 from pipeline.stages.plan import Plan, split_records
@@ -117,9 +118,10 @@ def seal(
         sources.append({**about, **balance(name, split, encoded, selection.sources[name], tokens[name])})
         records = (record for record, _ in split_records(own, limit, ledger))
         lost += _publish_quarantine(name, records, stores)
+    versions = _versions(loaded.config)
     manifest = {
         "version": FORMAT_VERSION,
-        "fingerprint": corpus_fingerprint(shards, tokenizer.fingerprint),
+        "fingerprint": corpus_fingerprint(shards, tokenizer.fingerprint, versions),
         "sequence_length": loaded.config.sequence_length,
         "packing": loaded.config.packing,
         "tokenizer": {
@@ -132,7 +134,7 @@ def seal(
         "inputs": describe_inputs(plan),
         "config": loaded.config.plain(),
         "limit": limit,
-        "versions": VERSIONS,
+        "versions": versions,
     }
     for name, content in tokenizer.files().items():
         stores.output.publish(name, content)
@@ -185,9 +187,22 @@ def describe_inputs(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def corpus_fingerprint(shards: Sequence[PublishedFile], tokenizer_fingerprint: str) -> str:
-    """64 hexadecimal digits over the content of all shards."""
+def _versions(config: Config) -> dict[str, str]:
+    """Everything outside of this program that decides a corpus's bytes, with its version."""
+    cleaning = {source.kind: SOURCES[source.kind].cleaning for source in config.sources}
+    found = VERSIONS | {f"cleaning of {kind}": name for kind, name in cleaning.items() if name}
+    for item in config.filters:
+        found |= item.libraries
+    return dict(sorted(found.items()))
+
+
+def corpus_fingerprint(
+    shards: Sequence[PublishedFile], tokenizer_fingerprint: str, versions: Mapping[str, str]
+) -> str:
+    """64 hexadecimal digits over the content of all shards, and the versions of what decided it."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} {tokenizer_fingerprint}\n".encode())
+    for library, version in sorted(versions.items()):
+        digest.update(f"{library} {version}\n".encode())
     for shard in sorted(shards, key=lambda file: file.name):
         digest.update(f"{shard.name} {shard.sha256}\n".encode())
     return digest.hexdigest()

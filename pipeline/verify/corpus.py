@@ -128,8 +128,10 @@ def _check_files(storage: Storage, manifest: Manifest, problems: Problems) -> No
             if name not in listed:
                 problems.add(name, "not in the manifest")
     files = [PublishedFile("output", entry.path, entry.bytes, entry.sha256) for entry in listed.values()]
-    expected = corpus_fingerprint(files, manifest.tokenizer.fingerprint)
-    problems.differ(MANIFEST, "fingerprint, from the shards' checksums", manifest.fingerprint, expected)
+    expected = corpus_fingerprint(files, manifest.tokenizer.fingerprint, manifest.versions)
+    problems.differ(
+        MANIFEST, "fingerprint, from the shards' checksums and the versions", manifest.fingerprint, expected
+    )
 
 
 def _check_quarantine(storage: Storage, manifest: Manifest, problems: Problems) -> None:

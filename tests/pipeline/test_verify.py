@@ -68,7 +68,9 @@ def forge(corpus: Path, name: str, edit: Callable[[dict[str, list[Any]]], None])
             content = (corpus / entry["path"]).read_bytes()
             entry |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         files = [PublishedFile("output", e["path"], e["bytes"], e["sha256"]) for e in shards]
-        manifest["fingerprint"] = corpus_fingerprint(files, manifest["tokenizer"]["fingerprint"])
+        manifest["fingerprint"] = corpus_fingerprint(
+            files, manifest["tokenizer"]["fingerprint"], manifest["versions"]
+        )
 
     edit_manifest(corpus, reseal)
 

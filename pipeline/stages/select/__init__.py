@@ -4,10 +4,10 @@ In this order, each on what the former left: of documents with one id, of docume
 with nearly one text, one stays; a source with a budget is cut to it; each of the others goes to train or validation,
 at its place in the stream. The result is a *keep-list* for each range of the order hash and each split.
 
-Nothing looks at all documents at once. A unit of `ids`, `budget` and `keep` has a range of the order hash, one of
-`texts` a range of the text hash, one of `near` a range of the keys of one band; so a unit's memory is bounded, by
-`ranges.DOCUMENTS`, and does not grow with the corpus. What they have in common, who has lost so far, travels in
-sealed lists. `join` alone, which finds the groups of near-duplicates, holds all pairs of them in memory.
+No unit looks at all documents. One of `ids`, `budget` and `keep` has a range of the order hash, one of `texts` a range
+of the text hash, one of `near` a range of the keys of one band; so a unit's memory is bounded by `ranges.DOCUMENTS`, but
+for what they have in common: who has lost so far, in sealed lists, 8 bytes each. `join` alone, which finds the groups
+of near-duplicates, holds all pairs of them in memory.
 """
 
 from collections import Counter
