@@ -5,8 +5,8 @@ with nearly one text, one stays; a source with a budget is cut to it; each of th
 at its place in the stream. The result is a *keep-list* for each range of the order hash and each split.
 
 No unit looks at all documents. One of `ids`, `budget` and `keep` has a range of the order hash, one of `texts` a range
-of the text hash, one of `near` a range of the keys of one band; so a unit's memory is bounded by `ranges.DOCUMENTS`, but
-for what they have in common: who has lost so far, in sealed lists, 8 bytes each. `join` alone, which finds the groups
+of the text hash, one of `near` a range of the keys of one band; so a unit's memory is bounded by `ranges.DOCUMENTS`
+but for what they have in common: who has lost so far, in sealed lists, 8 bytes each. `join` alone, which finds the groups
 of near-duplicates, holds all pairs of them in memory.
 """
 
