@@ -259,3 +259,25 @@ def test_a_wrong_checksum_of_a_local_file_ends_the_command(small_tokenizer: Path
         in done.stderr
     )
     assert json.dumps("0" * 64).strip('"') in done.stderr
+
+
+def test_a_file_that_changes_during_the_build_ends_the_command(
+    server: FaultyServer, small_tokenizer: Path, tmp_path: Path
+) -> None:
+    """In the middle of its download; the same command then builds a corpus of the file as it is now, alone."""
+    rows = [{"id": str(n), "text": f"text {n} " * 30} for n in range(1000)]
+    content = write_jsonl(tmp_path / "a.jsonl", rows).read_bytes()
+    uri = server.serve("/a.jsonl", content, "", "change 100000")
+    settings = {"tokenizer": str(small_tokenizer), "sequence_length": 64}
+    file = write_config(tmp_path / "c.yaml", {**settings, "sources": [{"kind": "text", "path": uri}]})
+    done = command(file, tmp_path / "out", "--local")
+    assert done.returncode == 2
+    assert f"build_corpus: {uri}: changed while the corpus was built: its version was" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out/manifest.json").exists()
+    server.serve("/a.jsonl", b"".join(line + b"\n" for line in content.splitlines()[::-1]))
+    for name in ("out", "anew"):
+        done = command(file, tmp_path / name, "--local")
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["sources"][0]["read"] == len(rows)
