@@ -6,8 +6,8 @@ at its place in the stream. The result is a *keep-list* for each range of the or
 
 No unit looks at all documents. One of `ids`, `budget` and `keep` has a range of the order hash, one of `texts` a range
 of the text hash, one of `near` a range of the keys of one band; so a unit's memory is bounded by `ranges.DOCUMENTS`
-but for what they have in common: who has lost so far, in sealed lists, 8 bytes each. `join` alone, which finds the groups
-of near-duplicates, holds all pairs of them in memory.
+but for what they have in common: who has lost so far, in sealed lists, 8 bytes each. `join` alone, which finds the
+groups of near-duplicates, holds all pairs of them in memory.
 """
 
 from collections import Counter
