@@ -47,6 +47,7 @@ from trainer.model.folder import config_json, load_model, locate_model, tokenize
 from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
 from trainer.model.longformer import EncoderConfig, set_sinusoidal_positions
 
+TIME_TO_SPEAK = 10  # seconds that a node's first rank has to say what is wrong
 INTERRUPTED = 143  # the exit status of a run that SIGTERM stopped, after its checkpoint
 
 
@@ -371,6 +372,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Once a node: a file system may be missing on one that is not the first.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"pretrain: {error}", file=sys.stderr, flush=True)
+        else:
+            # The launcher ends all ranks when one of them fails: the one that speaks must not be ended before it did.
+            time.sleep(TIME_TO_SPEAK)
         return 2 if isinstance(error, InputError) else 1
     finally:
         engine_module.end_processes()
