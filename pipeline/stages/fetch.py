@@ -14,7 +14,7 @@ from pipeline.decisions import content_id
 from pipeline.errors import InputError
 from pipeline.fetch import PART_BYTES, Input, open_input, open_remote, scheme_of, wrong_checksum
 from pipeline.storage import Stores
-from pipeline.units import PublishedFile, Record
+from pipeline.units import PublishedFile, Record, find_record
 
 _BLOCK = 1 << 20
 
@@ -135,6 +135,15 @@ def fetched(item: Input) -> Input:
     if not is_fetched(item):
         return item
     return replace(item, parts=tuple(part_name(item, number) for number in range(_last(item) + 1)))
+
+
+def verify_parts(item: Input, stores: Stores) -> None:
+    """Reads the parts of a fetched input once more: what they hold must be what was fetched. DamagedFile, by which the
+    part is fetched again, where it is not."""
+    for unit in plan_fetch(item):
+        record = find_record(unit, stores)
+        for file in record.files if record else ():
+            stores.work.verify(file.name, file.sha256)
 
 
 def part_name(item: Input, number: int) -> str:

@@ -25,6 +25,7 @@ from pipeline.fetch import Input
 from pipeline.sealed_json import read_sealed_json, seal_json
 from pipeline.sources.reading import Position, read_documents
 from pipeline.sources.source import Source
+from pipeline.stages.fetch import verify_parts
 from pipeline.storage import Stores
 from pipeline.units import VERSIONS, PublishedFile, Record
 
@@ -81,6 +82,9 @@ class SplitUnit:
         resumed = len(sealed)
         place = _Place.after(sealed[-1]) if sealed else _Place()
         if place is not None:
+            for item in self.inputs:
+                if item.parts:
+                    verify_parts(item, stores)
             sealed.extend(self._cut(stores, len(sealed), place))
         reasons: Counter[str] = Counter()
         for entry in sealed:

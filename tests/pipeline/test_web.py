@@ -179,6 +179,22 @@ def test_fetched_in_parts(server: FaultyServer, stores: Stores, traits: str) -> 
     assert len(server.requests) == asked
 
 
+def test_a_part_that_was_damaged_is_fetched_again(
+    server: FaultyServer, stores: Stores, tmp_path: Path
+) -> None:
+    """It once became text, or made its archive look damaged for good."""
+    item = stage.fetched(find(server.serve("/a.txt", CONTENT)))
+    units = list(stage.plan_fetch(item))
+    for unit in units:
+        execute(unit, stores)
+    stage.verify_parts(item, stores)
+    part = Path(stores.work.where(item.parts[0]))
+    part.write_bytes(b"x" + part.read_bytes()[1:])
+    with pytest.raises(DamagedFile, match=r"part: its sha256 is"):
+        stage.verify_parts(item, stores)
+    assert [find_record(unit, stores) is None for unit in units] == [True] + [False] * (len(units) - 1)
+
+
 def test_a_part_that_broke_off_is_not_there(server: FaultyServer, stores: Stores) -> None:
     item = find(server.serve("/a.txt", CONTENT))
     [first, second, *_] = stage.plan_fetch(item)
