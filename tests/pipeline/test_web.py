@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import fetch
 from pipeline.config import load_config
-from pipeline.errors import BuildError, InputError
+from pipeline.errors import BuildError, DamagedFile, InputError
 from pipeline.fetch import Input, find_inputs, open_input, with_checksums, with_version
 from pipeline.remote import patience
 from pipeline.stages import fetch as stage
