@@ -61,9 +61,14 @@ def run_alone(method: Method, folder: Path, text: str) -> Result:
     tokenizer_module._chosen.clear()
     result = method(folder, folder / text)
     result.start, result.start_parts = small.seconds, small.parts
-    # getrusage's figure is inherited from the process that started this one; Linux knows this one's own.
-    result.peak_bytes = peak_bytes(os.getpid()) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     return result
+
+
+def _result(seconds: float, folder: Path, ids: Callable[[], Sequence[np.ndarray]], **more: Any) -> Result:
+    """With the peak as it is before all ids are read back for their digest."""
+    # getrusage's figure is inherited from the process that started this one; Linux knows this one's own.
+    peak = peak_bytes(os.getpid()) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return Result(seconds, *_digest(ids(), folder), peak_bytes=peak, **more)
 
 
 def cpu_seconds() -> float:
@@ -90,9 +95,12 @@ class Build:
                 status = build_corpus(command)
                 seconds = cpu_seconds() - start
             assert status == 0, (folder / "build.log").read_text()
-            splits = [open_corpus(f"{output}/corpus", split) for split in ("train", "validation")]
-            sequences = [split.input_ids(index) for split in splits for index in range(len(split))]
-            return Result(seconds, *_digest(sequences, folder), parts=parts)
+            return _result(seconds, folder, lambda: _sequences(f"{output}/corpus"), parts=parts)
+
+
+def _sequences(corpus: str) -> list[np.ndarray]:
+    splits = [open_corpus(corpus, split) for split in ("train", "validation")]
+    return [split.input_ids(index) for split in splits for index in range(len(split))]
 
 
 def write_config(folder: Path, texts: Sequence[Path]) -> Path:
@@ -154,7 +162,7 @@ class Encode:
         start = cpu_seconds()
         ids, _ = tokenizer.encode(texts)
         seconds = cpu_seconds() - start
-        return Result(seconds, *_digest([ids], folder))
+        return _result(seconds, folder, lambda: [ids])
 
 
 def datatrove(folder: Path, text: Path) -> Result:
@@ -185,7 +193,7 @@ def datatrove(folder: Path, text: Path) -> Result:
         seconds = cpu_seconds() - start
         dtype = token_dtype(load_tokenizer(folder / "tokenizer").vocabulary_size)
         files = sorted(Path(output, "tokens").rglob("*.ds"))
-        return Result(seconds, *_digest([np.fromfile(file, dtype) for file in files], folder))
+        return _result(seconds, folder, lambda: [np.fromfile(file, dtype) for file in files])
 
 
 def datasets_map(folder: Path, text: Path) -> Result:
@@ -213,7 +221,7 @@ def datasets_map(folder: Path, text: Path) -> Result:
         encoded.map(group_texts, batched=True)
         seconds = cpu_seconds() - start
         # Before grouping, which drops what fills no sequence at the end of every thousand documents.
-        return Result(seconds, *_digest([np.array(ids) for ids in encoded["input_ids"]], folder))
+        return _result(seconds, folder, lambda: [np.array(ids) for ids in encoded["input_ids"]])
 
 
 def methods() -> tuple[dict[str, Method], list[str]]:
