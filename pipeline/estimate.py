@@ -12,12 +12,12 @@ from pipeline.stages.plan import SourcePlan
 
 UNPACKED = {"": 1.0, ".gz": 2.9, ".bz2": 3.8, ".xz": 3.9, ".zip": 2.7, ".parquet": 1.7}
 """Bytes of text in a stored byte, by compression: English prose, as the paper's sources have it."""
-READ, ENCODE = 120.0, 60.0
+READ, ENCODE = 120.0, 45.0
 """MB of text per CPU second that are cut into chunks; and that are filtered, hashed, sorted and packed, tokenising
 itself left out."""
-MARKUP = 3.0
+MARKUP = 4.7
 """MB of wiki markup per CPU second."""
-TOKENISE = {"tokenizers": 1.4, "tiktoken": 8.0, "fastokens": 55.0}
+TOKENISE = {"tokenizers": 1.3, "tiktoken": 6.5, "fastokens": 97.0}
 """By engine."""
 BYTES_A_TOKEN = 4.4
 """Of English text, with RoBERTa's tokenizer."""
