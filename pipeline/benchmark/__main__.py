@@ -54,7 +54,7 @@ SECTIONS = ("compare", "filters", "scaling", "driver", "cost")
 SLOW, SLOW_ROUNDS = ("longspan, tokenizers", "bound: tokenizers alone"), 2
 """These take as long as the peers, and nothing is decided by them: they are in so many rounds only."""
 STEADY = "tiktoken" if "tiktoken" in ENGINES else ENGINES[0]
-"""The engine of `scaling`: with the fastest, 200 MB take less than starting Ray does, whose noise would hide the rest."""
+"""The engine of `scaling`: with the fastest, 200 MB take less than starting Ray, whose noise would hide the rest."""
 FILES = 4
 """The text of `scaling` is in so many files, so that workers have units to share."""
 
