@@ -112,11 +112,12 @@ def test_best_fit_cuts_only_what_is_longer_than_a_sequence(lengths: list[int], s
         assert sum(tokens for _, tokens in parts) == length
         assert [offset for offset, _ in parts] == list(range(0, length, room))
     # Placed longest first into the fullest that has room: what a plain search for it gives as well.
-    assert len(sequences) == _number_of_bins(lengths, room)
+    left = [room + 1 - sum(tokens + 1 for _, _, tokens in pieces) for pieces in sequences]
+    assert sorted(left) == sorted(_places_left(lengths, room))
 
 
-def _number_of_bins(lengths: list[int], room: int) -> int:
-    """Best-fit decreasing, looking at every bin for every piece."""
+def _places_left(lengths: list[int], room: int) -> list[int]:
+    """Best-fit decreasing, looking at every sequence for every piece: the places that are left in each."""
     pieces = [min(room, length - offset) for length in lengths for offset in range(0, length, room)]
     left: list[int] = []
     for piece in sorted(pieces, reverse=True):
@@ -126,7 +127,7 @@ def _number_of_bins(lengths: list[int], room: int) -> int:
             left[best] -= piece + 1
         else:
             left.append(room + 1 - piece - 1)
-    return len(left)
+    return left
 
 
 @settings(deadline=None, max_examples=60)
