@@ -51,6 +51,12 @@ def sees(query: Tokens, key: Tokens, window: int, dilation: int | Tensor, causal
     return seen & (distance <= 0) if causal else seen
 
 
+def visible_pairs(tokens: int, window: int) -> int:
+    """Pairs of a query and a key that it sees, of one head of a sequence without global tokens, gaps or padding."""
+    half = min(window // 2, tokens - 1)
+    return tokens * (2 * half + 1) - half * (half + 1)
+
+
 class Block(NamedTuple):
     """A run of rows with the keys that any of them sees, [low, high), and that all see, [inner_low, inner_high)."""
 

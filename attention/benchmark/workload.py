@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attention import backends
 from attention.benchmark.measure import CPU, allocated
+from attention.pattern import visible_pairs
 
 HEADS, HEAD_DIM = 12, 64  # RoBERTa-base's
 PRODUCTS = {"forward": 2, "forward+backward": 7}  # matrix products a visible pair
@@ -79,12 +80,6 @@ def exact(what: str, inputs: Sequence[Tensor], window: int) -> list[Tensor]:
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The greatest difference of output and gradients, on the first head."""
     return max(float((a[:, :1] - b).abs().max()) for a, b in zip(found, expected, strict=True))
-
-
-def visible_pairs(tokens: int, window: int) -> int:
-    """Pairs of a query and a key it sees, of one head."""
-    half = min(window // 2, tokens - 1)
-    return tokens * (2 * half + 1) - half * (half + 1)
 
 
 def useful_flops(what: str, tokens: int, window: int) -> int:
