@@ -12,82 +12,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from trainer.batches.corpus import MaskedBatch, Sequences, as_batch, corpus_masking, open_sequences
-from trainer.batches.masking import IGNORED, MaskedSequences, Masking
+from trainer.batches.corpus import Sequences, corpus_masking, open_sequences
+from trainer.batches.evaluation import bits, loss_of_batches, masked_batches
+from trainer.batches.masking import Masking
 from trainer.engine.config import InputError
-from trainer.engine.randomness import hash64
 from trainer.model.folder import load_model, locate_model, tokenizer_fingerprint
-from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
-
-TOKENS_PER_BATCH = 16_384
+from trainer.model.heads import MaskedLanguageModel
 
 
-def cut_into_pieces(masked: MaskedSequences, tokens: int, pad_id: int) -> MaskedSequences:
-    """Sequences (B, N) with their masked places as consecutive pieces of `tokens` (B·⌈N/tokens⌉, tokens).
-
-    The last piece of a sequence is filled with padding where `tokens` does not divide N. The pieces hold different
-    numbers of places; spare ones are place 0 with an ignored label.
-    """
-    B, N = masked.input_ids.shape
-    pieces = -(-N // tokens)
-    input_ids = np.pad(masked.input_ids, ((0, 0), (0, pieces * tokens - N)), constant_values=pad_id)
-    row, column = np.nonzero(masked.labels != IGNORED)
-    place = masked.places[row, column]
-    piece = row * pieces + place // tokens
-    # Places ascend within a sequence, so those of a piece stand together: number them within it.
-    counts = np.bincount(piece, minlength=B * pieces)
-    within = np.arange(len(piece)) - np.repeat(np.cumsum(counts) - counts, counts)
-    widest = max(1, int(counts.max(initial=0)))
-    places = np.zeros((B * pieces, widest), dtype=np.int64)
-    labels = np.full((B * pieces, widest), IGNORED, dtype=np.int64)
-    places[piece, within] = place % tokens
-    labels[piece, within] = masked.labels[row, column]
-    return MaskedSequences(input_ids.reshape(B * pieces, tokens), places, labels)
-
-
-def masked_batches(
-    sequences: Sequences, masking: Masking, count: int, tokens: int, seed: int
-) -> Iterator[MaskedBatch]:
-    """The first `count` sequences with their fixed masks, in pieces of `tokens`, in batches of bounded size."""
-    per_batch = max(1, TOKENS_PER_BATCH // sequences.sequence_length)
-    for start in range(0, count, per_batch):
-        indices = np.arange(start, min(count, start + per_batch))
-        masked = masking.apply(sequences.input_ids(indices), hash64("evaluation masks", seed, indices))
-        yield as_batch(
-            cut_into_pieces(masked, tokens, sequences.corpus.pad_id), sequences.corpus.pad_id, None
-        )
-
-
-@torch.no_grad()
 def evaluate(
     model: MaskedLanguageModel, sequences: Sequences, masking: Masking, count: int, seed: int = 0
 ) -> dict[str, float]:
     """{"bpc", "tokens", "sequences"} of a model over the first `count` sequences."""
     model.eval()
-    device = next(model.parameters()).device
     tokens = min(model.config.max_tokens, sequences.sequence_length)
-    loss, scored = 0.0, 0
-    batches = masked_batches(sequences, masking, count, tokens, seed)
-    for batch in tqdm(batches, desc="evaluating", disable=not sys.stderr.isatty()):
-        logits = model(
-            batch.input_ids.to(device),
-            batch.places.to(device),
-            None if batch.attention_mask is None else batch.attention_mask.to(device),
-        )
-        loss += float(masked_loss_sum(logits, batch.labels.to(device)).double())
-        scored += int((batch.labels != IGNORED).sum())
+    batches = masked_batches(sequences, masking, np.arange(count), tokens, seed)
+    loss, scored = loss_of_batches(model, tqdm(batches, desc="evaluating", disable=not sys.stderr.isatty()))
     if not scored:
         raise InputError(f"{sequences.corpus.folder}: found no token to score in {count} sequences")
-    return {"bpc": loss / scored / math.log(2), "tokens": scored, "sequences": count}
+    return {"bpc": bits(loss, scored), "tokens": scored, "sequences": count}
 
 
 def evaluate_folder(

@@ -13,70 +13,118 @@ Keys (of the YAML, or as --key value):
 
 from __future__ import annotations
 
-import fcntl
 import json
-import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
-from pipeline.shards import write_atomically
 from trainer.batches.corpus import MaskedBatch, Sequences, as_batch, corpus_masking, open_sequences
-from trainer.batches.masking import IGNORED, Masking
-from trainer.batches.order import SequenceOrder
-from trainer.engine import deepspeed as engine_module
-from trainer.engine.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from trainer.batches.evaluation import bits, loss_of_batches, masked_batches
+from trainer.batches.masking import Masking
+from trainer.engine import deepspeed as processes
 from trainer.engine.config import InputError, NewModel, Pretraining, load_config, parse_arguments
-from trainer.engine.deepspeed import Engine, all_reduce_sum, on_first_rank, rank, world_size
-from trainer.engine.monitor import Monitor
-from trainer.engine.randomness import as_seed, attention_dropout_seeds, hash64, reseed_torch
-from trainer.engine.schedule import learning_rate
+from trainer.engine.deepspeed import rank, world_size
+from trainer.engine.randomness import as_seed, hash64
+from trainer.engine.training import train
 from trainer.export import export_checkpoint
 from trainer.model.folder import config_json, load_model, locate_model, tokenizer_fingerprint
 from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
 from trainer.model.longformer import EncoderConfig, set_sinusoidal_positions
 
 TIME_TO_SPEAK = 10  # seconds that a node's first rank has to say what is wrong
-INTERRUPTED = 143  # the exit status of a run that SIGTERM stopped, after its checkpoint
 
 
 @dataclass
-class Prepared:
-    """Everything a run needs, checked against each other before the first process talks to another."""
+class MaskedLanguageModelling:
+    """What the training loop trains: model and corpus, checked against each other (engine.training.Task)."""
 
     config: Pretraining
-    sequences: Sequences
+    data: Sequences
+    validation: Sequences | None
     masking: Masking
     model: MaskedLanguageModel
 
     @property
+    def sequences(self) -> int:
+        return len(self.data)
+
+    @property
+    def layers(self) -> int:
+        return self.model.config.num_hidden_layers
+
+    @property
+    def tokens_per_sequence(self) -> int:
+        return self.config.sequence_length
+
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to be continued: whatever decides batches, masks and updates."""
         exact = self.config.exact()
         if not isinstance(self.config.model, NewModel):
             del exact["model"]  # by what it is, not by where it lies
         return {
             "config": exact,
             "model": self.model.config.as_dict(),
-            "corpus": self.sequences.corpus.fingerprint,
+            "corpus": self.data.corpus.fingerprint,
         }
 
+    def describe(self) -> str:
+        return describe_plan(self)
 
-def prepare(config: Pretraining) -> Prepared:
+    def blocks(self) -> Iterable[nn.Module]:
+        return self.model.encoder.encoder.layer
+
+    def micro_batch(self, step: int, chosen: np.ndarray, places: np.ndarray) -> MaskedBatch:
+        """Masks are a function of (seed, step, place): a sequence that a small corpus repeats in a batch gets other
+        ones."""
+        config = self.config
+        keys = hash64("masks", config.seed, step, places)
+        masked = self.masking.apply(self.data.input_ids(chosen), keys)
+        documents = self.data.document_ids(chosen) if config.mask_documents else None
+        return as_batch(masked, self.data.corpus.pad_id, documents)
+
+    def loss(self, model: nn.Module, batch: MaskedBatch, dropout_seeds: Tensor) -> Tensor:
+        logits = model(batch.input_ids, batch.places, batch.attention_mask, batch.document_ids, dropout_seeds)
+        return masked_loss_sum(logits, batch.labels)
+
+    def figures(self, mean_loss: float) -> dict[str, float]:
+        return {"bpc": bits(mean_loss, 1)}
+
+    def evaluate(self, share: slice, beat: Callable[[], None]) -> list[float] | None:
+        if self.validation is None:
+            return None
+        chosen = np.arange(min(self.config.evaluation.sequences, len(self.validation)))[share]
+        tokens = min(self.model.config.max_tokens, self.validation.sequence_length)
+        documents = self.config.mask_documents
+        batches = masked_batches(self.validation, self.masking, chosen, tokens, seed=0, documents=documents)
+        return list(loss_of_batches(self.model, batches, beat))
+
+    def evaluated(self, sums: list[float]) -> dict[str, float]:
+        loss, scored = sums
+        return {"validation_bpc": bits(loss, max(1.0, scored))}
+
+    def files(self) -> dict[str, str]:
+        return {
+            "config.json": json.dumps(config_json(self.model.config), indent=2) + "\n",
+            "tokenizer.json": (self.data.corpus.folder / "tokenizer.json").read_text(encoding="utf-8"),
+        }
+
+    def export(self, checkpoint: Path, to: Path) -> None:
+        export_checkpoint(checkpoint, to)
+
+
+def prepare(config: Pretraining) -> MaskedLanguageModelling:
     """Open corpus and model, and check that they fit; InputError names every misfit."""
     sequences = open_sequences(config.corpus, "train", config.sequence_length)
     corpus = sequences.corpus
+    # The whole stored sequences, whatever the model's length: masks are drawn over those.
+    validation = open_sequences(config.corpus, "validation", may_be_empty=True)
     torch.manual_seed(as_seed("initial weights", config.seed))
     problems = []
     if isinstance(config.model, NewModel):
@@ -116,8 +164,20 @@ def prepare(config: Pretraining) -> Prepared:
     encoder = model.encoder
     encoder.activation_checkpointing = config.activation_checkpointing
     if config.extra_positions_only:
-        encoder.embeddings.frozen_positions = model.config.original_max_position_embeddings
-    return Prepared(config, sequences, corpus_masking(corpus, config.masked_fraction), model)
+        train_extra_positions_only(model)
+    masking = corpus_masking(corpus, config.masked_fraction)
+    return MaskedLanguageModelling(config, sequences, validation if len(validation) else None, masking, model)
+
+
+def train_extra_positions_only(model: MaskedLanguageModel) -> None:
+    """Make constants of everything but the rows of the position table that conversion added (table 5's last row)."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    embeddings = model.encoder.embeddings
+    embeddings.frozen_positions = model.config.original_max_position_embeddings
+    table = embeddings.position_embeddings.weight
+    table.requires_grad_(True)
+    table.decays = False  # type: ignore[attr-defined]  # decay would move the rows that are to stay
 
 
 def new_encoder_config(new: NewModel, tokens: int, sequences: Sequences) -> EncoderConfig:
@@ -137,28 +197,9 @@ def new_encoder_config(new: NewModel, tokens: int, sequences: Sequences) -> Enco
     )
 
 
-def masked_loss(model: nn.Module, batch: MaskedBatch, dropout_seeds: Tensor) -> Tensor:
-    """The summed loss of one micro-batch."""
-    logits = model(batch.input_ids, batch.places, batch.attention_mask, batch.document_ids, dropout_seeds)
-    return masked_loss_sum(logits, batch.labels)
-
-
-def micro_batch(prepared: Prepared, step: int, chosen: np.ndarray, places: np.ndarray) -> MaskedBatch:
-    """The masked batch of the sequences `chosen`, which stand at `places` of the step's batch.
-
-    Masks are a function of (seed, step, place): a sequence that a small corpus repeats in a batch gets other ones.
-    """
-    config = prepared.config
-    masked = prepared.masking.apply(
-        prepared.sequences.input_ids(chosen), hash64("masks", config.seed, step, places)
-    )
-    documents = prepared.sequences.document_ids(chosen) if config.mask_documents else None
-    return as_batch(masked, prepared.sequences.corpus.pad_id, documents)
-
-
-def describe_plan(prepared: Prepared) -> str:
+def describe_plan(task: MaskedLanguageModelling) -> str:
     """What the run will do, for the log and for --dry-run."""
-    config, model = prepared.config, prepared.model
+    config, model = task.config, task.model
     parameters = sum(p.numel() for p in model.parameters())
     trained = parameters
     if config.extra_positions_only:
@@ -173,201 +214,31 @@ def describe_plan(prepared: Prepared) -> str:
         [
             f"model     {model.config.architecture}, {parameters:,} parameters ({trained:,} trained), "
             f"{model.config.max_tokens:,} positions",
-            f"corpus    {config.corpus}: {len(prepared.sequences):,} sequences of {config.sequence_length:,} tokens",
+            f"corpus    {config.corpus}: {len(task.data):,} sequences of {config.sequence_length:,} tokens",
             f"batch     {config.batch_size} sequences = {micro} micro-batches of {config.micro_batch_size}, "
             f"{passes} on each of {os.environ.get('WORLD_SIZE', '1')} processes",
             f"steps     {config.steps:,} = {tokens:,} tokens, "
-            f"{config.steps * config.batch_size / len(prepared.sequences):.2f} epochs",
+            f"{config.steps * config.batch_size / len(task.data):.2f} epochs",
             f"memory    {states:.2f} GiB a process for weights, gradients and Adam's moments; activations come on top",
         ]
     )
 
 
-def lock_run(run: Path) -> TextIO:
-    """The run's one-writer lock; held until the process ends, however it ends."""
-    run.mkdir(parents=True, exist_ok=True)
-    lock = (run / ".lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise InputError(f"{run}: another training is writing here") from error
-    return lock
-
-
-def check_same_run(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
-    """Refuse to continue a checkpoint under other numbers; names each key that differs."""
-    expected = json.loads(json.dumps(facts))
-    differing = []
-    for section in ("config", "model", "corpus"):
-        was, is_now = checkpoint.facts[section], expected[section]
-        if isinstance(was, dict):
-            differing += [
-                f"  {key}: found {is_now.get(key)!r}, expected {was.get(key)!r}"
-                for key in sorted(was.keys() | is_now.keys())
-                if was.get(key) != is_now.get(key)
-            ]
-        elif was != is_now:
-            differing.append(f"  {section}: found {is_now!r}, expected {was!r}")
-    if differing:
-        raise InputError(
-            f"{checkpoint.folder} was trained under another configuration; give another --run, or restore:\n"
-            + "\n".join(differing)
-        )
-
-
-def train(prepared: Prepared) -> int:
-    """Run to the last step, or to the first step after SIGTERM; returns the exit status."""
-    config, facts = prepared.config, prepared.facts
-    checkpoints = config.run / "checkpoints"
-    main = rank() == 0
-    lock: list[TextIO] = []
-
-    def claim() -> Checkpoint | None:
-        lock.append(lock_run(config.run))
-        found = newest_checkpoint(checkpoints, report=lambda line: print(line, file=sys.stderr, flush=True))
-        if found is not None:
-            check_same_run(found, facts)
-        settings = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
-        write_atomically(config.run / "config.yaml", settings.encode())
-        return found
-
-    checkpoint = on_first_rank(claim)
-    start = checkpoint.step if checkpoint else 0
-    prepared.model.to(engine_module.device())
-    engine = Engine(prepared.model, masked_loss, config)
-    if checkpoint:
-        engine.load_state(checkpoint.state(), start)
-    if main:
-        print(describe_plan(prepared), flush=True)
-        print(f"start     step {start} of {config.steps}, run in {config.run}", flush=True)
-    monitor = None
-    if main:
-        monitor = Monitor(config.run, start, config.steps, engine_module.monitors(config.run))
-
-    stop_requested = False
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stop_requested
-        stop_requested = True
-
-    signal.signal(signal.SIGTERM, request_stop)
-
-    order = SequenceOrder(len(prepared.sequences), config.seed)
-    size = config.micro_batch_size
-    layers = prepared.model.config.num_hidden_layers
-    device = engine_module.device()
-    settings = config.optimizer
-    prepared.model.train()
-    since, logged = time.monotonic(), start
-    for step in range(start + 1, config.steps + 1):
-        chosen = order.batch(step, config.batch_size)
-        passes = []
-        for number, weight in engine.assigned():
-            places = np.arange(number * size, (number + 1) * size)
-            passes.append((number, weight, places, micro_batch(prepared, step, chosen[places], places)))
-        scored = sum(weight * float((batch.labels != IGNORED).sum()) for _, weight, _, batch in passes)
-        # A batch of special tokens alone has nothing to score: its loss and gradient are 0.
-        denominator = max(1.0, *all_reduce_sum(scored))
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        for turn, (number, weight, places, batch) in enumerate(passes):
-            if turn:
-                engine.next_pass()
-            reseed_torch(config.seed, step, number)
-            seeds = torch.from_numpy(attention_dropout_seeds(config.seed, step, places, layers)).to(device)
-            loss = engine.engine(batch.to(device), seeds)
-            engine.backward(loss * weight, denominator)
-            total += weight * loss.detach()
-        loss_sum, stopping = all_reduce_sum(float(total), float(stop_requested))
-        if not math.isfinite(loss_sum):
-            raise FloatingPointError(
-                f"step {step}: the loss is {loss_sum}; its sequences are {chosen.tolist()}. Nothing was updated; "
-                f"the last checkpoint is intact"
-            )
-        rate = learning_rate(
-            step,
-            peak=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            steps=config.steps,
-            decay=settings.decay,
-            power=settings.power,
-        )
-        norm = engine.update(rate)
-        if norm is not None and not math.isfinite(norm):
-            # ZeRO tells the norm only after its update; nothing of it is saved.
-            raise FloatingPointError(
-                f"step {step}: the gradient's norm is {norm}; its sequences are {chosen.tolist()}. "
-                f"The last checkpoint is intact"
-            )
-        if monitor:
-            monitor.advance()
-            if step % config.log_every == 0 or step in (1, config.steps):
-                now = time.monotonic()
-                tokens = (step - logged) * config.batch_size * config.sequence_length
-                mean = loss_sum / denominator
-                row = {
-                    "step": step,
-                    "loss": mean,
-                    "bpc": mean / math.log(2),
-                    "learning_rate": rate,
-                    "grad_norm": norm,
-                    "epoch": step * config.batch_size / len(prepared.sequences),
-                    "tokens_per_second": tokens / (now - since),
-                }
-                monitor.log(row)
-                since, logged = now, step
-        if step % config.checkpoint.every == 0 or step == config.steps or stopping:
-            save(prepared, engine, step, facts)
-        if stopping and step < config.steps:
-            if main:
-                print(
-                    f"SIGTERM: stopped after step {step}, checkpoint saved; the same command resumes",
-                    flush=True,
-                )
-            return INTERRUPTED
-    if monitor:
-        monitor.close()
-    on_first_rank(lambda: finish(config))
-    return 0
-
-
-def save(prepared: Prepared, engine: Engine, step: int, facts: dict[str, Any]) -> None:
-    """Save a checkpoint; every rank takes part in gathering, the first writes."""
-    state = engine.state()
-    corpus = prepared.sequences.corpus
-    checkpoints = prepared.config.run / "checkpoints"
-
-    def write() -> None:
-        extra = {
-            "config.json": json.dumps(config_json(prepared.model.config), indent=2) + "\n",
-            "tokenizer.json": (corpus.folder / "tokenizer.json").read_text(encoding="utf-8"),
-        }
-        save_checkpoint(checkpoints, step, state, facts, extra)
-        prune_checkpoints(checkpoints, prepared.config.checkpoint.keep_last, newest=step)
-
-    on_first_rank(write)
-
-
-def finish(config: Pretraining) -> None:
-    """Export the last step's weights to RUN/export."""
-    last = config.run / "checkpoints" / f"step-{config.steps:08d}"
-    export_checkpoint(last, config.run / "export")
-    print(f"done: {config.run / 'export'} (transformers' from_pretrained loads it)", flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         path, overrides, dry_run = parse_arguments(
-            sys.argv[1:] if arguments is None else arguments, __doc__ or ""
+            sys.argv[1:] if arguments is None else arguments, __doc__ or "", Pretraining
         )
-        prepared = prepare(load_config(path, overrides))
+        task = prepare(load_config(path, overrides, Pretraining))
         if dry_run:
             if rank() == 0:
-                print(describe_plan(prepared))
+                print(task.describe())
             return 0
-        engine_module.start_processes()
+        processes.start_processes()
+        processes.settle(task.config.deterministic)
         if rank() == 0:
-            print(f"{world_size()} processes on {engine_module.device().type}", flush=True)
-        return train(prepared)
+            print(f"{world_size()} processes on {processes.device().type}", flush=True)
+        return train(task)
     except (InputError, FloatingPointError) as error:
         # Once a node: a file system may be missing on one that is not the first.
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -377,8 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             time.sleep(TIME_TO_SPEAK)
         return 2 if isinstance(error, InputError) else 1
     finally:
-        engine_module.end_processes()
+        processes.end_processes()
 
 
 if __name__ == "__main__":
-    engine_module.leave(main())
+    processes.leave(main())

@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 
-from trainer.engine import deepspeed as engine
-from trainer.engine.config import load_config
-from trainer.pretrain import prepare, train
+from trainer.engine import deepspeed as processes
+from trainer.engine.config import Pretraining, load_config
+from trainer.engine.training import train
+from trainer.pretrain import prepare
 
 if __name__ == "__main__":
-    engine.start_processes()
+    processes.start_processes()
     for path in [argument for argument in sys.argv[1:] if argument.endswith(".yaml")]:
-        assert train(prepare(load_config(Path(path)))) == 0
-    engine.end_processes()
-    engine.leave(0)
+        assert train(prepare(load_config(Path(path), [], Pretraining))) == 0
+    processes.end_processes()
+    processes.leave(0)

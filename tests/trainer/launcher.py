@@ -59,6 +59,8 @@ def start(
         **os.environ,
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
+        # These sources, wherever the environment's own installation of them lies.
+        "PYTHONPATH": str(PRETRAIN.parents[1]),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(free_port()), str(script)]

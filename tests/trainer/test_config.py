@@ -1,12 +1,18 @@
 """Configurations: every problem at once, every key overridable, the committed files valid."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from trainer.engine.config import InputError, NewModel, load_config, parse_arguments
+from trainer.engine.config import InputError, NewModel, Pretraining, parse_arguments
+from trainer.engine.config import load_config as load_any_config
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
+
+
+def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pretraining:
+    return load_any_config(path, overrides, Pretraining)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -70,7 +76,7 @@ def test_overrides_reach_any_key(tmp_path: Path) -> None:
         "--optimizer.learning_rate=1e-4",
     ]
     arguments += ["--model.hidden_size", "64", "--model.num_attention_heads", "4", "--mask_documents", "true"]
-    path, overrides, dry_run = parse_arguments([*arguments, "--dry-run"], "")
+    path, overrides, dry_run = parse_arguments([*arguments, "--dry-run"], "", Pretraining)
     config = load_config(path, overrides)
     assert dry_run
     assert config.optimizer.learning_rate == 1e-4
@@ -98,9 +104,9 @@ def test_folders_are_text_and_homes_are_expanded(tmp_path: Path) -> None:
         "--micro-batch-size",
         "2",
     ]
-    config = load_config(path, parse_arguments(arguments, "")[1])
+    config = load_config(path, parse_arguments(arguments, "", Pretraining)[1])
     assert config.run == Path("2024")
-    assert config.corpus == Path.home() / "c"
+    assert config.corpus == str(Path.home() / "c")
     assert config.model == "on"
     assert config.micro_batch_size == 2
 
@@ -118,7 +124,7 @@ def test_what_deepspeed_must_not_decide_again(tmp_path: Path) -> None:
 
 def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse_arguments(["--help"], "usage")
+        parse_arguments(["--help"], "usage", Pretraining)
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     for text in ("--optimizer.power [3.0]", "--checkpoint.keep_last [2]", "--sequence_length [4096]"):

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from pipeline.tokenizer import load_tokenizer
 from tests.trainer.models import roberta_folder
 from trainer.batches.corpus import corpus_masking, open_sequences
+from trainer.batches.evaluation import cut_into_pieces
 from trainer.batches.masking import IGNORED, MaskedSequences
 from trainer.convert import convert
 from trainer.engine.randomness import hash64
-from trainer.evaluate import cut_into_pieces, evaluate_folder, main
+from trainer.evaluate import evaluate_folder, main
 from trainer.model.folder import load_model
 
 

@@ -21,10 +21,10 @@ from tests.trainer.launcher import PRETRAIN, run_config
 from tests.trainer.models import roberta_folder
 from trainer.batches.corpus import open_sequences
 from trainer.engine.checkpoint import newest_checkpoint
-from trainer.engine.config import load_config
+from trainer.engine.config import Pretraining, load_config
 from trainer.model.folder import load_model
 from trainer.pretrain import main as pretrain
-from trainer.pretrain import micro_batch, prepare
+from trainer.pretrain import prepare
 
 CASES = Path(__file__).with_name("launched_cases.py")
 STAGES = [(stage, precision) for precision in ("fp32", "bf16") for stage in (0, 1, 2)]
@@ -122,13 +122,13 @@ def test_any_number_of_processes_computes_the_same_run(
 
 
 def test_a_sequence_repeated_in_a_batch_gets_other_masks_and_dropout(corpus: Path, tmp_path: Path) -> None:
-    prepared = prepare(load_config(run_config(tmp_path, corpus, "masks")))
-    batch = micro_batch(prepared, 1, np.array([5, 5]), np.array([0, 1]))
+    prepared = prepare(load_config(run_config(tmp_path, corpus, "masks"), [], Pretraining))
+    batch = prepared.micro_batch(1, np.array([5, 5]), np.array([0, 1]))
     assert not torch.equal(batch.places[0], batch.places[1])
-    again = micro_batch(prepared, 1, np.array([5]), np.array([1]))
+    again = prepared.micro_batch(1, np.array([5]), np.array([1]))
     assert torch.equal(again.input_ids[0], batch.input_ids[1])
     # Masking is dynamic: the same place of the next step has another mask.
-    later = micro_batch(prepared, 2, np.array([5]), np.array([1]))
+    later = prepared.micro_batch(2, np.array([5]), np.array([1]))
     assert not torch.equal(later.places[0], again.places[0])
 
 

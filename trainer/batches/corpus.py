@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.shards import Corpus, open_corpus
-from trainer.batches.masking import MaskedSequences, Masking
+from trainer.batches.masking import IGNORED, MaskedSequences, Masking
 from trainer.engine.config import InputError
 from trainer.model.folder import read_tokenizer
 
@@ -27,6 +27,11 @@ class MaskedBatch:
     labels: Tensor
     attention_mask: Tensor | None
     document_ids: Tensor | None
+
+    @property
+    def scored(self) -> int:
+        """Places that count in the loss."""
+        return int((self.labels != IGNORED).sum())
 
     def to(self, device: torch.device) -> MaskedBatch:
         def move(tensor: Tensor | None) -> Tensor | None:
@@ -86,13 +91,15 @@ class Sequences:
         return out
 
 
-def open_sequences(folder: Path, split: str, sequence_length: int | None = None) -> Sequences:
-    """The sequences of a corpus folder's split, None: as long as stored; InputError where it cannot serve."""
+def open_sequences(
+    folder: str | Path, split: str, sequence_length: int | None = None, may_be_empty: bool = False
+) -> Sequences:
+    """The sequences of a corpus's split, None: as long as stored; InputError where it cannot serve."""
     try:
         corpus = open_corpus(folder, split=split)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if not len(corpus):
+    if not len(corpus) and not may_be_empty:
         raise InputError(f"{folder}: the {split} split is empty, expected at least one sequence")
     return Sequences(corpus, corpus.sequence_length if sequence_length is None else sequence_length)
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -84,23 +84,50 @@ class Optimizer(Section):
 
 
 class Checkpointing(Section):
+    """What is kept of a run, to resume from and to export."""
+
     every: int = Field(1000, ge=1, description="steps between checkpoints; the last step always makes one")
     keep_last: int = Field(2, ge=1, description="complete checkpoints to keep")
+    keep_every: int = Field(0, ge=0, description="keep those of every so many steps for good; 0: none")
 
 
-class Pretraining(Section):
-    """Masked-language-model pretraining."""
+class Evaluation(Section):
+    """Bits per masked token of the validation split while training, as trainer.evaluate measures them."""
+
+    every: int = Field(1000, ge=0, description="steps between evaluations, and at the last; 0: none")
+    sequences: int = Field(128, ge=1, description="of the validation split, as stored: the first so many")
+
+
+class LossSpike(Section):
+    """A step whose loss stands out is reported and, if asked, leaves the weights alone."""
+
+    ratio: float = Field(2.0, gt=1, description="a spike is a loss over so many times the recent median")
+    window: int = Field(50, ge=1, description="steps that the median is of; none is a spike before so many")
+    skip: bool = Field(False, description="take no update from a spike; ten in a row end the run")
+
+
+class WeightsAndBiases(Section):
+    """Send the figures to Weights & Biases as well (pip install -e '.[wandb]'); nothing where no project is named."""
+
+    project: str | None = Field(None, description="the project's name")
+    team: str | None = Field(None, description="the entity it belongs to")
+    group: str | None = Field(None, description="runs of one group are shown together")
+
+
+class Data(Section):
+    """Where the corpus is read."""
+
+    cache_dir: Path | None = Field(
+        None, description="local folder that a corpus at s3:// or gs:// is copied to, once a node"
+    )
+
+
+class Training(Section):
+    """What every training has: steps, batches, precision, checkpoints, and what it tells."""
 
     run: Path = Field(description="folder of the run; the same command again resumes what lies there")
-    model: str | NewModel = Field(
-        description="model folder or hub id to continue from, or sizes of a new model"
-    )
-    corpus: Path = Field(description="folder made by pipeline.build_corpus")
     seed: int = Field(0, ge=0, description="of order, masks, dropout and initial weights")
     steps: int = Field(ge=1, description="updates in all")
-    sequence_length: int = Field(
-        4096, ge=3, description="tokens; a divisor of the corpus's length trains on its consecutive pieces"
-    )
     batch_size: int = Field(64, ge=1, description="sequences an update, over all processes")
     micro_batch_size: int = Field(
         1,
@@ -113,65 +140,118 @@ class Pretraining(Section):
     zero_stage: Literal[0, 1, 2] = Field(
         0, description="what ZeRO divides: nothing, optimizer, and gradients"
     )
-    mask_documents: bool = Field(False, description="keep the documents packed into a sequence apart")
-    masked_fraction: float = Field(0.15, gt=0, lt=1, description="of a sequence's tokens, less its two ends")
     activation_checkpointing: bool = Field(
         False, description="recompute each layer in the backward pass: less memory"
     )
-    extra_positions_only: bool = Field(
-        False, description="train only the position embeddings that conversion added (table 5's last row)"
+    compile: bool = Field(False, description="torch.compile each layer: slower to start, then faster on GPUs")
+    deterministic: bool = Field(
+        False, description="on GPUs only algorithms that give the same bits every time, at some speed"
     )
     log_every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl")
+    hang_minutes: float = Field(
+        10.0,
+        gt=0,
+        description="a step that takes longer, and 20 times the median, ends the run with its stacks dumped",
+    )
     optimizer: Optimizer = Field(default_factory=Optimizer)  # type: ignore[arg-type]
     checkpoint: Checkpointing = Field(default_factory=Checkpointing)  # type: ignore[arg-type]
+    evaluation: Evaluation = Field(default_factory=Evaluation)  # type: ignore[arg-type]
+    loss_spike: LossSpike = Field(default_factory=LossSpike)  # type: ignore[arg-type]
+    wandb: WeightsAndBiases = Field(default_factory=WeightsAndBiases)  # type: ignore[arg-type]
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="raw keys for DeepSpeed's JSON that are not modelled here"
     )
 
-    @field_validator("run", "corpus")
+    @field_validator("run")
     @classmethod
     def _expand_home(cls, path: Path) -> Path:
         return path.expanduser()
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Pretraining:
-        problems = []
-        if isinstance(self.model, str) and self.model.startswith("~"):
-            self.model = str(Path(self.model).expanduser())
+    def misfits(self) -> list[str]:
+        """Keys that do not fit together, a line each."""
         owned = DEEPSPEED_KEYS_MODELLED_HERE & self.deepspeed.keys()
-        problems += [
-            f"deepspeed.{key}: found, expected it under this file's own keys" for key in sorted(owned)
-        ]
+        found = [f"deepspeed.{key}: found, expected it under this file's own keys" for key in sorted(owned)]
         if self.batch_size % self.micro_batch_size:
-            problems.append(
+            found.append(
                 f"batch_size: found {self.batch_size}, expected a multiple of micro_batch_size {self.micro_batch_size}"
             )
         if self.optimizer.warmup_steps > self.steps:
-            problems.append(
+            found.append(
                 f"optimizer.warmup_steps: found {self.optimizer.warmup_steps}, expected at most steps {self.steps}"
             )
-        if self.extra_positions_only and isinstance(self.model, NewModel):
-            problems.append("extra_positions_only: found true, expected false for a new model")
-        if problems:
-            raise ValueError("\n".join(problems))
+        return found
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Training:
+        if misfits := self.misfits():
+            raise ValueError("\n".join(misfits))
         return self
 
     def exact(self) -> dict[str, Any]:
-        """The keys that determine what the run computes: a checkpoint continues only under the same ones."""
-        free = {
-            "run",
-            "corpus",
-            "log_every",
-            "checkpoint",
-            "activation_checkpointing",
-            "zero_stage",
-            "deepspeed",
-        }
+        """The keys that determine what the run computes: a checkpoint continues only under the same ones.
+
+        Which loss is a spike decides something only where spikes are skipped.
+        """
+        free = set(FREE_KEYS) if self.loss_spike.skip else {*FREE_KEYS, "loss_spike"}
         kept: dict[str, Any] = json.loads(self.model_dump_json(exclude=free))
         return kept
 
 
-def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pretraining:
+# Where things lie, what is told, and how the same numbers are computed.
+FREE_KEYS = (
+    "run",
+    "corpus",
+    "data",
+    "log_every",
+    "hang_minutes",
+    "checkpoint",
+    "evaluation",
+    "wandb",
+    "activation_checkpointing",
+    "compile",
+    "deterministic",
+    "zero_stage",
+    "deepspeed",
+)
+
+
+class Pretraining(Training):
+    """Masked-language-model pretraining."""
+
+    model: str | NewModel = Field(
+        description="model folder or hub id to continue from, or sizes of a new model"
+    )
+    corpus: str = Field(
+        description="corpus made by pipeline.build_corpus: a folder, or s3:// or gs:// (copied to data.cache_dir)"
+    )
+    data: Data = Field(default_factory=Data)  # type: ignore[arg-type]
+    sequence_length: int = Field(
+        4096, ge=3, description="tokens; a divisor of the corpus's length trains on its consecutive pieces"
+    )
+    mask_documents: bool = Field(False, description="keep the documents packed into a sequence apart")
+    masked_fraction: float = Field(0.15, gt=0, lt=1, description="of a sequence's tokens, less its two ends")
+    extra_positions_only: bool = Field(
+        False, description="train only the position embeddings that conversion added (table 5's last row)"
+    )
+
+    @field_validator("model", "corpus")
+    @classmethod
+    def _expand_homes(cls, location: str | NewModel) -> str | NewModel:
+        if isinstance(location, str) and location.startswith("~"):
+            return str(Path(location).expanduser())
+        return location
+
+    def misfits(self) -> list[str]:
+        found = super().misfits()
+        if self.extra_positions_only and isinstance(self.model, NewModel):
+            found.append("extra_positions_only: found true, expected false for a new model")
+        return found
+
+
+Config = TypeVar("Config", bound=Training)
+
+
+def load_config(path: Path, overrides: Sequence[tuple[str, str]], kind: type[Config]) -> Config:
     """Read a YAML file, apply `(dotted.key, yaml value)` overrides, validate. InputError lists every problem."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -184,7 +264,7 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pretra
     for key, text in overrides:
         _override(values, key, text)
     try:
-        return Pretraining.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}:\n" + "\n".join(f"  {line}" for line in problems(error))) from error
 
@@ -230,7 +310,9 @@ def problems(error: ValidationError) -> list[str]:
     return lines
 
 
-def parse_arguments(arguments: Sequence[str], usage: str) -> tuple[Path, list[tuple[str, str]], bool]:
+def parse_arguments(
+    arguments: Sequence[str], usage: str, kind: type[Training]
+) -> tuple[Path, list[tuple[str, str]], bool]:
     """`--config FILE [--dry-run] [--any.key value …]`; returns the file, the overrides and whether to stop early."""
     config: Path | None = None
     dry_run = False
@@ -239,7 +321,7 @@ def parse_arguments(arguments: Sequence[str], usage: str) -> tuple[Path, list[tu
     while rest:
         argument = rest.pop(0)
         if argument in ("-h", "--help"):
-            print(usage + "\n" + describe(Pretraining))
+            print(usage + "\n" + describe(kind))
             sys.exit(0)
         if not argument.startswith("--"):
             raise InputError(f"{argument}: found a bare word, expected --config FILE or --some.key VALUE")
@@ -264,10 +346,19 @@ def parse_arguments(arguments: Sequence[str], usage: str) -> tuple[Path, list[tu
 def describe(section: type[BaseModel], prefix: str = "") -> str:
     """The keys of a section with defaults and meaning, for --help."""
     lines = []
-    for name, field in section.model_fields.items():
-        inner = field.annotation
+
+    def as_section(annotation: Any) -> type[BaseModel] | None:
+        return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+    # What must be given comes first, sections with keys of their own last.
+    fields = sorted(
+        section.model_fields.items(),
+        key=lambda item: (as_section(item[1].annotation) is not None, not item[1].is_required()),
+    )
+    for name, field in fields:
+        inner = as_section(field.annotation)
         key = prefix + name
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if inner:
             lines += [f"\n{key}: {(inner.__doc__ or '').strip()}", describe(inner, f"{key}.")]
             continue
         default = "" if field.is_required() else f" [{field.get_default(call_default_factory=True)}]"

@@ -7,10 +7,12 @@ go stale, and a stage changes where the optimizer's state lies but not what is c
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -23,6 +25,7 @@ if not torch.cuda.is_available():
 import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from deepspeed.utils import (
     lazy_init_hp_params_optimizer_state,
     safe_get_full_fp32_param,
@@ -32,7 +35,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from trainer.engine.config import InputError, Optimizer, Pretraining
+from trainer.engine.config import InputError, Optimizer, Training
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Result = TypeVar("Result")
@@ -83,6 +86,14 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
+def settle(deterministic: bool) -> None:
+    """Choose torch's algorithms: never TF32 in fp32 arithmetic, and on demand only such as repeat their bits."""
+    torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def device() -> torch.device:
     return torch.device(get_accelerator().device_name(int(os.environ.get("LOCAL_RANK", "0"))))
 
@@ -109,6 +120,13 @@ def all_reduce_sum(*values: float) -> list[float]:
     return total.tolist()
 
 
+def gather_objects(own: Any) -> list[Any]:
+    """What each rank gives, in the order of the ranks."""
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
 class TrainingModule(nn.Module):
     """The model and its loss as one module, so that autocast lies inside what DeepSpeed wraps."""
 
@@ -119,8 +137,13 @@ class TrainingModule(nn.Module):
         self.precision = precision
 
     def forward(self, *inputs: Any) -> Tensor:
-        with torch.autocast(device().type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(self.precision):
             return self.loss(self.model, *inputs)
+
+
+def autocast(precision: str) -> torch.autocast:
+    """bf16 arithmetic over fp32 weights, or none."""
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 class Engine:
@@ -130,16 +153,16 @@ class Engine:
     number of passes: one left without a micro-batch runs one of weight 0.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], config: Pretraining) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], config: Training) -> None:
         self.micro_batches = config.batch_size // config.micro_batch_size
         self.passes = -(-self.micro_batches // world_size())
         module = TrainingModule(model, loss, config.precision)
-        groups = parameter_groups(model, config.optimizer, config.extra_positions_only)
+        groups = parameter_groups(model, config.optimizer)
         settings = config.optimizer
         optimizer = torch.optim.AdamW(
             groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, weight_decay=0.0
         )
-        self.zero_stage = config.zero_stage
+        self.zero_stage, self.precision = config.zero_stage, config.precision
         self.clipping = settings.gradient_clipping
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
@@ -189,24 +212,44 @@ class Engine:
         """Between two passes of one step."""
         self.engine.step()
 
-    def gradient_norm(self) -> float | None:
-        """The reduced gradient's 2-norm before clipping, at the end of a step.
+    def gradient_norm(self) -> float:
+        """The reduced gradient's 2-norm before clipping, at the end of a step and before its update; collective.
 
-        ZeRO knows it only after its step, so for stages 1 and 2 this is None before and the figure after.
+        Infinite where the gradient is not finite.
         """
         if self.zero_stage:
-            norm = self.engine.get_global_grad_norm()
-            return None if norm is None else float(norm)
+            return float(self.optimizer.scaled_global_norm())
         norms = [p.grad.float().norm() for p in self.engine.module.parameters() if p.grad is not None]
-        return float(torch.stack(norms).norm())
+        return float(torch.stack(norms).norm().nan_to_num(nan=math.inf))
 
-    def update(self, learning_rate: float) -> float | None:
-        """Take the optimizer's step; returns the gradient's norm."""
+    def update(self, learning_rate: float) -> None:
+        """Take the optimizer's step."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = None if self.zero_stage else self.gradient_norm()
         self.engine.step()
-        return self.gradient_norm() if self.zero_stage else norm
+
+    def skip(self) -> None:
+        """End a step without an update: the gradients go, and DeepSpeed's count of passes goes on."""
+        if self.zero_stage:
+            # As its own optimizer does where loss scaling overflows.
+            self.optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
+            for group in self.optimizer.averaged_gradients:
+                self.optimizer.averaged_gradients[group] = None
+                self.optimizer.all_grad_tensors[group] = None
+            self.optimizer.zero_grad()
+        else:
+            self.engine.zero_grad()
+        self.engine.micro_steps += 1
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model without dropout, in the run's precision."""
+        self.model.eval()
+        try:
+            with autocast(self.precision), torch.no_grad():
+                yield
+        finally:
+            self.model.train()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """{"weights" | moment: {parameter name: float32 tensor}}; collective, the same on every rank."""
@@ -226,8 +269,8 @@ class Engine:
                 out[moment][name] = value.detach().float().cpu().clone()
         return out
 
-    def load_state(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
-        """Take over a state saved at `step` on any number of processes and any ZeRO stage."""
+    def load_state(self, state: dict[str, dict[str, Tensor]], updates: int) -> None:
+        """Take over a state saved after so many updates, on any number of processes and any ZeRO stage."""
         for name, parameter in self.model.named_parameters():
             with torch.no_grad():
                 # Also at ZeRO 1 and 2: setting the optimizer's copy alone leaves the working weights stale.
@@ -240,33 +283,25 @@ class Engine:
                     safe_set_full_optimizer_state(parameter, state[moment][name].to(parameter.device), moment)
             else:
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
+                    "step": torch.tensor(float(updates)),
                     **{moment: state[moment][name].to(parameter.device, copy=True) for moment in MOMENTS},
                 }
         if self.zero_stage:
             for inner in self.optimizer.optimizer.state.values():
-                inner["step"] = torch.tensor(float(step))
+                inner["step"] = torch.tensor(float(updates))
 
 
-def parameter_groups(
-    model: nn.Module, settings: Optimizer, extra_positions_only: bool
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
     """Two groups: weights decay, biases and LayerNorms do not (allenai's script).
 
-    Where only the added positions train, everything else is a constant and nothing decays: decay would move the
-    rows of the position table that are to stay.
+    Nor do parameters that a model marks with `decays = False`.
     """
-    if extra_positions_only:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith("embeddings.position_embeddings.weight"))
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            bare = (
-                name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name or extra_positions_only
-            )
-            (kept if bare else decayed).append(parameter)
+            bare = name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name
+            (decayed if getattr(parameter, "decays", not bare) else kept).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": kept, "weight_decay": 0.0},

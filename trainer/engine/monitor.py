@@ -54,9 +54,16 @@ class Monitor:
         """Write one row; `step`, `loss`, `bpc`, `tokens_per_second` also go to the progress line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        figures = {name: value for name, value in row.items() if name != "step" and value is not None}
+        figures = {
+            name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"
+        }
         self.write_events(figures, row["step"])
-        if self.bar.disable:
+        if "tokens_per_second" not in row:  # an evaluation's
+            text = f"step {row['step']}  " + "  ".join(
+                f"{name} {value:.4f}" for name, value in figures.items()
+            )
+            self.bar.write(text)
+        elif self.bar.disable:
             done, then = self.last
             now = time.monotonic()
             left = (self.steps - row["step"]) * (now - then) / max(1, row["step"] - done)
