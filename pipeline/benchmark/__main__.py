@@ -162,7 +162,8 @@ def print_scaling(found: dict[str, Any]) -> None:
         )
     print(
         f"Ray's overhead, one worker: {found['overhead_seconds']:.1f} CPU seconds, {found['overhead']:.0%} of this "
-        f"build; without starting and stopping {found['overhead_of_work']:.1%}"
+        f"build; without starting and stopping {found['overhead_of_work']:.1%}, of which Ray's own processes "
+        f"{found['rays_own_seconds']:.1f} s"
     )
     print(
         f"two workers: {found['two_against_one']:.2f} × one, starting and stopping left out; the machine's own two "

@@ -52,6 +52,7 @@ def measure_ways(folder: Path, texts: Sequence[Path], engine: str, rounds: int) 
         "overhead": _median(b[1].cpu / a[1].cpu - 1 for a, b in zip(local, one, strict=True)),
         "overhead_seconds": _median(b[1].cpu - a[1].cpu for a, b in zip(local, one, strict=True)),
         "overhead_of_work": _median(_work(b) / _work(a) - 1 for a, b in zip(local, one, strict=True)),
+        "rays_own_seconds": _median(b[1].rays_own_cpu - b[0].rays_own_cpu for b in one),
         "two_against_one": _median(_wall(a) / _wall(b) for a, b in zip(one, two, strict=True)),
         "machine": _median(machine),
     }

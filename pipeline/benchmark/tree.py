@@ -20,11 +20,13 @@ _PATIENCE = 60
 
 @dataclass
 class Tree:
-    """A command's wall seconds, the CPU seconds of all its processes, and the largest resident set of each kind:
-    "driver" is the command itself, "worker" a process in which Ray runs units."""
+    """A command's wall seconds, the CPU seconds of all its processes and of those that are Ray's own, and the largest
+    resident set of each kind: "driver" is the command itself, "worker" a process in which Ray runs units, and "other"
+    one of Ray's own."""
 
     wall: float
     cpu: float
+    rays_own_cpu: float
     peak_bytes: dict[str, int] = field(default_factory=dict)
 
 
@@ -36,12 +38,13 @@ def measure_tree(command: Sequence[str], environment: dict[str, str], log: Path)
     start = time.perf_counter()
     peaks: dict[str, int] = {}
     cpu: dict[int, float] = {}
+    kinds: dict[int, str] = {}
     with log.open("w") as stream:
         process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
         wall = None
         while True:
             for pid, seconds in _descendants():
-                kind = _kind(pid, process.pid)
+                kind = kinds[pid] = _kind(pid, process.pid, kinds.get(pid))
                 peaks[kind] = max(peaks.get(kind, 0), peak_bytes(pid))
                 cpu[pid] = seconds
             if wall is None and process.poll() is not None:
@@ -51,7 +54,8 @@ def measure_tree(command: Sequence[str], environment: dict[str, str], log: Path)
             assert wall is None or time.perf_counter() - start - wall < _PATIENCE, "processes do not end"
             time.sleep(_POLL)
     assert process.returncode == 0, log.read_text()[-3000:]
-    return Tree(wall, sum(cpu.values()), peaks)
+    rays_own = sum(seconds for pid, seconds in cpu.items() if kinds[pid] == "other")
+    return Tree(wall, sum(cpu.values()), rays_own, peaks)
 
 
 def _reap() -> bool:
@@ -80,13 +84,15 @@ def _descendants() -> Iterator[tuple[int, float]]:
             yield pid, seconds[pid]
 
 
-def _kind(pid: int, command: int) -> str:
+def _kind(pid: int, command: int, known: str | None) -> str:
+    """Ray names a process anew as it takes a task or ends; an agent is named like a worker but is Ray's own."""
     if pid == command:
         return "driver"
     with contextlib.suppress(OSError):
-        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
-            return "worker"
-    return "other"
+        name = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if name.startswith(b"ray::"):
+            return "other" if b"Agent" in name else "worker"
+    return known or "other"
 
 
 def peak_bytes(pid: int) -> int:
