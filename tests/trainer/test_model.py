@@ -10,6 +10,7 @@ from transformers import LongformerForMaskedLM, RobertaForMaskedLM
 from tests.trainer.models import padded_batch, roberta_folder
 from trainer.convert import convert
 from trainer.engine.config import InputError
+from trainer.model import heads
 from trainer.model.folder import load_model, with_global_projections
 from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
 from trainer.model.longformer import EncoderConfig
@@ -102,6 +103,59 @@ def test_dropout_is_a_function_of_the_seeds_and_survives_activation_checkpointin
     plain = gradient(False)
     assert torch.equal(plain, gradient(False))
     torch.testing.assert_close(plain, gradient(True), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("places", [[[1, 7, 7, 30], [0, 2, 3, 5]], [[4], [9]]])
+def test_hidden_states_at_places_are_those_of_the_whole_sequence(
+    longformer: Path, places: list[list[int]]
+) -> None:
+    encoder = load_model(longformer).encoder.eval()
+    ids, mask = padded_batch(2, 40)
+    chosen = torch.tensor(places)
+
+    def gradients(hidden: torch.Tensor) -> list[torch.Tensor]:
+        weights = torch.linspace(-1, 1, hidden.numel()).view_as(hidden)
+        return list(torch.autograd.grad((hidden * weights).sum(), list(encoder.parameters())))
+
+    whole = encoder(ids, mask)
+    expected = torch.stack([row[at] for row, at in zip(whole, chosen, strict=True)])
+    found = encoder(ids, mask, places=chosen)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(gradients(found), gradients(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", [1, 100, 1 << 22])
+def test_the_loss_is_torchs_cross_entropy(
+    dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and gradient, whatever the size of the blocks, with ignored labels and a row that is certain."""
+    monkeypatch.setattr(heads, "BLOCK_ELEMENTS", block)
+    torch.manual_seed(0)
+    logits = (torch.randn(2, 7, 50) * 5).to(dtype)
+    logits[0, 3, 4] = 1000
+    labels = torch.randint(0, 50, (2, 7))
+    labels[0, 3], labels[1, 2:5] = 4, heads.IGNORED
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    found = masked_loss_sum(ours, labels)
+    expected = F.cross_entropy(theirs.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    (found * 0.3).backward()
+    (expected * 0.3).backward()
+    assert ours.grad is not None
+    assert ours.grad.dtype == dtype
+    assert not ours.grad[1, 2:5].any()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_loss_of_nothing_is_zero() -> None:
+    logits = torch.randn(1, 3, 9, requires_grad=True)
+    masked_loss_sum(logits, torch.full((1, 3), heads.IGNORED)).backward()
+    assert logits.grad is not None
+    assert not logits.grad.any()
+    assert float(masked_loss_sum(torch.randn(2, 0, 9), torch.zeros(2, 0, dtype=torch.long))) == 0
 
 
 def test_the_base_models_parameter_count_is_the_published_one() -> None:

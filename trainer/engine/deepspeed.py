@@ -159,8 +159,10 @@ class Engine:
         module = TrainingModule(model, loss, config.precision)
         groups = parameter_groups(model, config.optimizer)
         settings = config.optimizer
+        betas = (settings.beta1, settings.beta2)
+        # Fused: one pass over the weights instead of six, on a CPU as well.
         optimizer = torch.optim.AdamW(
-            groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, weight_decay=0.0
+            groups, lr=0.0, betas=betas, eps=settings.epsilon, weight_decay=0.0, fused=True
         )
         self.zero_stage, self.precision = config.zero_stage, config.precision
         self.clipping = settings.gradient_clipping
@@ -192,7 +194,7 @@ class Engine:
         state = self.optimizer.optimizer.state
         for parameters, partition in zip(self.optimizer.bit16_groups, partitions, strict=True):
             moments = {moment: torch.zeros_like(partition) for moment in MOMENTS}
-            state[partition] = {"step": torch.tensor(0.0), **moments}
+            state[partition] = {"step": torch.tensor(0.0, device=partition.device), **moments}
             lazy_init_hp_params_optimizer_state(parameters, partition, state)
 
     def assigned(self) -> Iterator[tuple[int, float]]:
@@ -283,12 +285,12 @@ class Engine:
                     safe_set_full_optimizer_state(parameter, state[moment][name].to(parameter.device), moment)
             else:
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(updates)),
+                    "step": torch.tensor(float(updates), device=parameter.device),
                     **{moment: state[moment][name].to(parameter.device, copy=True) for moment in MOMENTS},
                 }
         if self.zero_stage:
             for inner in self.optimizer.optimizer.state.values():
-                inner["step"] = torch.tensor(float(updates))
+                inner["step"].fill_(updates)
 
 
 def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 Counted are the matrix products, two FLOPs a multiplication and addition, as the mathematics wants them: a weight takes
 part in one product forward and two backward, a pair of a query and a key that it sees in two forward and four backward.
-Pairs are those of the window, not n²; the head runs on the masked places alone. That is a step's *model* FLOPs, and
+Pairs are those of the window, not n²; the head, and in the last layer all that follows attention, run on the masked
+places alone. That is a step's *model* FLOPs, and
 MFU, model FLOPs utilisation (Chowdhery et al., PaLM, 2022, appendix B), is their rate over the GPU's peak. What an
 implementation computes once more to save memory is counted apart, in `recomputed_flops`.
 """
@@ -34,7 +35,7 @@ def step_flops(
     width = config.hidden_size
     head = sequences * places * (width**2 + width * config.vocab_size)
     products = 3 if weights_trained else 2
-    weights = config.num_hidden_layers * _layer_products(config, tokens * sequences) + head
+    weights = _layers_products(config, tokens * sequences, places * sequences) + head
     return 2 * (products * weights + 6 * width * _pairs(config, tokens, sequences, documents))
 
 
@@ -44,23 +45,30 @@ def recomputed_flops(
     sequences: int = 1,
     documents: Sequence[int] | None = None,
     *,
+    places: int | None = None,
     activation_checkpointing: bool = False,
 ) -> int:
     """FLOPs that the backward pass spends on what the forward pass had: with `step_flops` the hardware's FLOPs.
 
-    Attention computes its scores again, always; activation checkpointing every layer's forward pass.
+    Attention computes its scores again, always; activation checkpointing every layer's forward pass, whose last one
+    has `places` masked tokens a sequence to go on with after attention (None: all).
     """
     width, pairs = config.hidden_size, _pairs(config, tokens, sequences, documents)
     again = width * pairs
     if activation_checkpointing:
-        again += config.num_hidden_layers * _layer_products(config, tokens * sequences) + 2 * width * pairs
+        read = sequences * (tokens if places is None else places)
+        again += _layers_products(config, tokens * sequences, read) + 2 * width * pairs
     return 2 * again
 
 
-def _layer_products(config: EncoderConfig, tokens: int) -> int:
-    """Multiplications of a layer's weights with `tokens` tokens: query, key, value, output, and the two of the MLP."""
-    width = config.hidden_size
-    return tokens * (4 * width**2 + 2 * width * config.intermediate_size)
+def _layers_products(config: EncoderConfig, tokens: int, read: int) -> int:
+    """Multiplications of all layers' weights with `tokens` tokens; after the last attention with the `read` ones.
+
+    Query, key and value come before attention, its output and the two of the MLP after.
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    before, after = 3 * width**2, width**2 + 2 * width * config.intermediate_size
+    return layers * tokens * before + ((layers - 1) * tokens + read) * after
 
 
 def _pairs(config: EncoderConfig, tokens: int, sequences: int, documents: Sequence[int] | None) -> int:

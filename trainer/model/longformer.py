@@ -170,10 +170,22 @@ class Layer(nn.Module):
         attention_mask: Tensor | None,
         document_ids: Tensor | None,
         dropout_seed: Tensor | None,
+        places: Tensor | None = None,
     ) -> Tensor:
+        """Hidden states (B, N, hidden_size) to the next layer's, or, with `places` (B, M), to those of these tokens.
+
+        Tokens meet in attention alone: of what comes after it, nothing need be computed that nobody will read.
+        """
         attended = self.attention.self(hidden, attention_mask, document_ids, dropout_seed)
+        if places is not None:
+            attended, hidden = at_places(attended, places), at_places(hidden, places)
         hidden = self.attention.output(attended, hidden)
         return self.output(self.intermediate(hidden), hidden)
+
+
+def at_places(hidden: Tensor, places: Tensor) -> Tensor:
+    """The rows (B, M, hidden_size) of hidden (B, N, hidden_size) at places (B, M)."""
+    return hidden.gather(1, places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
 class LayerStack(nn.Module):
@@ -185,7 +197,7 @@ class LayerStack(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids (B, N) to hidden states (B, N, hidden_size)."""
+    """Token ids (B, N) to hidden states (B, N, hidden_size), or of some tokens (B, M, hidden_size)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -200,19 +212,24 @@ class Encoder(nn.Module):
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
         dropout_seeds: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Encode a batch.
 
         attention_mask (B, N) is 1 at real tokens, None where all are real; document_ids (B, N) keep packed documents
-        apart, None lets them see each other; dropout_seeds (B, layers) int64 fix the attention dropout, None draws.
+        apart, None lets them see each other; dropout_seeds (B, layers) int64 fix the attention dropout, None draws;
+        places (B, M) are the tokens whose hidden states are wanted, None wants all.
         """
         hidden = self.embeddings(input_ids)
         for index, layer in enumerate(self.encoder.layer):
             seed = None if dropout_seeds is None else dropout_seeds[:, index]
+            read = places if index == len(self.encoder.layer) - 1 else None
             if self.activation_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, attention_mask, document_ids, seed, use_reentrant=False)
+                hidden = checkpoint(
+                    layer, hidden, attention_mask, document_ids, seed, read, use_reentrant=False
+                )
             else:
-                hidden = layer(hidden, attention_mask, document_ids, seed)
+                hidden = layer(hidden, attention_mask, document_ids, seed, read)
         return hidden
 
 
