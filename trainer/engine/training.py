@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import signal
 import statistics
 import sys
 import time
@@ -19,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -33,11 +31,13 @@ from trainer.engine import deepspeed as processes
 from trainer.engine.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from trainer.engine.config import InputError, LossSpike, Training
 from trainer.engine.deepspeed import Engine, all_reduce_sum, gather_objects, on_first_rank, rank
+from trainer.engine.hang import HangWatch
 from trainer.engine.monitor import Monitor
 from trainer.engine.randomness import attention_dropout_seeds, reseed_torch
 from trainer.engine.schedule import learning_rate
+from trainer.engine.shared_folder import check_shared_folder
+from trainer.engine.stop import INTERRUPTED, StopRequest, spare_broken_streams
 
-INTERRUPTED = 143  # the exit status of a run that SIGTERM stopped, after its checkpoint
 SPIKES_IN_A_ROW = 10  # so many skipped updates are no spike any more
 
 
@@ -181,22 +181,6 @@ def step_batches(task: Task, engine: Engine, first: int) -> Iterator[StepBatch]:
             yield batch
 
 
-class StopRequest:
-    """Whether SIGTERM asked for the end, which then comes after the step under way."""
-
-    requested = False
-
-    def __enter__(self) -> StopRequest:
-        self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-
 def lock_run(run: Path) -> TextIO:
     """The run's one-writer lock; held until the process ends, however it ends."""
     run.mkdir(parents=True, exist_ok=True)
@@ -214,7 +198,7 @@ def check_same_run(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     differing = []
     for section in expected:
         was, is_now = checkpoint.facts[section], expected[section]
-        if isinstance(was, dict):
+        if isinstance(was, dict) and isinstance(is_now, dict):
             differing += [
                 f"  {key}: found {is_now.get(key)!r}, expected {was.get(key)!r}"
                 for key in sorted(was.keys() | is_now.keys())
@@ -230,17 +214,21 @@ def check_same_run(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
 
 
 def train(task: Task) -> int:
-    """Run to the last step, or to the first step after SIGTERM; returns the exit status."""
-    run = Run(task)
-    with closing(run):
-        return run.to_the_end()
+    """Run to the last step, or to the first step after a wish to stop; returns the exit status."""
+    config = task.config
+    check_shared_folder(config.run)
+    stacks = config.run / "stacks" / f"rank-{rank()}.txt"
+    with StopRequest() as stop, HangWatch(config.hang_minutes * 60, stacks) as watch:
+        with closing(Run(task, stop, watch)) as run:
+            return run.to_the_end()
 
 
 class Run:
     """A task under way on this process."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, stop: StopRequest, watch: HangWatch) -> None:
         self.task, self.config = task, task.config
+        self.stop, self.watch = stop, watch
         self.facts = task.facts()
         self.lock: TextIO | None = None
         checkpoint = on_first_rank(self._claim)
@@ -257,19 +245,23 @@ class Run:
         if rank() == 0:
             self.tell(task.describe())
             self.tell(f"start     step {self.start} of {self.config.steps}, run in {self.config.run}")
-            monitors = processes.monitors(self.config.run)
-            self.monitor = Monitor(self.config.run, self.start, self.config.steps, monitors)
+        on_first_rank(self._open_monitor)
 
     def _claim(self) -> Checkpoint | None:
         """Lock the run's folder and find what there is to resume; on the first rank alone."""
         run = self.config.run
         self.lock = lock_run(run)
-        found = newest_checkpoint(run / "checkpoints", report=lambda line: self.tell(line, sys.stderr))
+        keys = (*self.facts, "progress")
+        found = newest_checkpoint(run / "checkpoints", lambda line: self.tell(line, sys.stderr), keys)
         if found is not None:
             check_same_run(found, self.facts)
         settings = yaml.safe_dump(json.loads(self.config.model_dump_json()), sort_keys=False)
         write_atomically(run / "config.yaml", settings.encode())
         return found
+
+    def _open_monitor(self) -> None:
+        monitors = processes.monitors(self.config.run)
+        self.monitor = Monitor(self.config.run, self.start, self.config.steps, monitors)
 
     def tell(self, text: str, stream: TextIO | None = None) -> None:
         """Print on the first rank."""
@@ -283,33 +275,36 @@ class Run:
     def to_the_end(self) -> int:
         config = self.config
         self.task.model.train()
-        with StopRequest() as stop:
-            since, logged = time.monotonic(), self.start
-            batches = step_batches(self.task, self.engine, self.start + 1)
-            for step, batch in enumerate(batches, start=self.start + 1):
-                row, stopping = self.step(step, batch, stop.requested)
-                last = step == config.steps
-                if self.monitor:
-                    self.monitor.advance()
-                if step % config.log_every == 0 or last or step == 1 or "spike" in row:
-                    now = time.monotonic()
-                    tokens = (step - logged) * config.batch_size * self.task.tokens_per_sequence
-                    row["tokens_per_second"] = tokens / (now - since)
-                    self.log(row)
-                    since, logged = now, step
-                every = config.evaluation.every
-                if every and (step % every == 0 or last):
-                    paused = time.monotonic()
-                    self.evaluate(step)
-                    since += time.monotonic() - paused
-                if step % config.checkpoint.every == 0 or last or stopping:
-                    paused = time.monotonic()
+        since, logged = time.monotonic(), self.start
+        batches = step_batches(self.task, self.engine, self.start + 1)
+        for step, batch in enumerate(batches, start=self.start + 1):
+            row, stopping = self.step(step, batch, self.stop.requested)
+            self.watch.beat()
+            last = step == config.steps
+            if self.monitor:
+                self.monitor.advance()
+            if step % config.log_every == 0 or last or step == 1 or "spike" in row:
+                now = time.monotonic()
+                tokens = (step - logged) * config.batch_size * self.task.tokens_per_sequence
+                row["tokens_per_second"] = tokens / (now - since)
+                self.log(row)
+                since, logged = now, step
+            every = config.evaluation.every
+            if every and (step % every == 0 or last):
+                paused = time.monotonic()
+                self.evaluate(step)
+                since += time.monotonic() - paused
+            if step % config.checkpoint.every == 0 or last or stopping:
+                paused = time.monotonic()
+                with self.watch.paused():
                     self.save(step)
-                    since += time.monotonic() - paused
-                if stopping and not last:
-                    self.tell(f"stopped after step {step}, checkpoint saved; the same command resumes")
-                    return INTERRUPTED
-        on_first_rank(self.finish)
+                since += time.monotonic() - paused
+            if stopping and not last:
+                why = self.stop.reason or "asked of another process"
+                self.tell(f"stopped after step {step}, checkpoint saved ({why}); the same command resumes")
+                return INTERRUPTED
+        with self.watch.paused():
+            on_first_rank(self.finish)
         return 0
 
     def step(self, step: int, batch: StepBatch, stop_requested: bool) -> tuple[dict[str, Any], bool]:
@@ -398,13 +393,23 @@ class Run:
             )
 
     def log(self, row: dict[str, Any]) -> None:
-        if self.monitor:
-            self.monitor.log(row)
+        """Collective, so that a disk without room ends all ranks, and with its message."""
+
+        def write() -> None:
+            assert self.monitor
+            spare_broken_streams()
+            try:
+                self.monitor.log(row)
+            except OSError as error:
+                reason = error.strerror or error
+                raise InputError(f"{self.config.run}: {reason}; the last checkpoint is intact") from error
+
+        on_first_rank(write)
 
     def evaluate(self, step: int) -> None:
         """Figures of the evaluation set, each process over its share."""
         with self.engine.evaluating():
-            sums = self.task.evaluate(slice(rank(), None, processes.world_size()), lambda: None)
+            sums = self.task.evaluate(slice(rank(), None, processes.world_size()), self.watch.alive)
         if sums is None:
             return
         figures = self.task.evaluated(all_reduce_sum(*sums))
@@ -420,7 +425,7 @@ class Run:
 
         def write() -> None:
             save_checkpoint(checkpoints, step, state, facts, self.task.files())
-            prune_checkpoints(checkpoints, keep.keep_last, newest=step)
+            prune_checkpoints(checkpoints, keep.keep_last, newest=step, keep_every=keep.keep_every)
 
         on_first_rank(write)
 
