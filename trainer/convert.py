@@ -2,12 +2,29 @@
 
     python -m trainer.convert --from roberta-base --to longformer-base-4096 --max-positions 4096 --window 512
     python -m trainer.convert --from longformer-base-4096 --to roberta-base-again
+    python -m trainer.convert --from allenai/longformer-base-4096 --to 16k --as longformer --max-positions 16384
 
-A RoBERTa folder or hub id becomes a Longformer that `transformers.LongformerForMaskedLM.from_pretrained` loads: its
-position rows are tiled to --max-positions, every layer gets --window (total width, both sides), and the `*_global`
-projections start as copies of query, key and value. A Longformer becomes a RoBERTa with its first 512 positions.
+--from is a folder or a hub id, `owner/name` or `owner/name@revision`, with the weights in safetensors or in
+pytorch_model.bin (read without running pickled code), in one file or many. RoBERTa, DistilRoBERTa, CamemBERT,
+XLM-RoBERTa and BERT become a Longformer that `transformers.LongformerForMaskedLM.from_pretrained` loads:
 
---no-copy-positions draws the rows beyond RoBERTa's own at random, as a new model would have them: the first row of
+- the learned position rows are laid end to end up to --max-positions, the last copy cut; rows below the first
+  position (the padding's) keep their values, and a BERT, whose positions begin at row 0, gets such rows, of zeros;
+- every layer gets its --window, counted over both sides: a token sees window/2 tokens to each side and itself;
+- the `*_global` projections start as copies of query, key and value.
+
+Where the windows cover the text (window/2 at least its tokens less one) the converted model gives the original's
+logits; a BERT's with padding at the end only, as Longformer counts positions over real tokens. What Longformer does
+not have is refused: another activation than GELU, relative positions, decoders, a decoder not tied to the word
+embeddings.
+
+A Longformer becomes a RoBERTa with the positions it was made from, else its first 512: also one that was a BERT
+or a CamemBERT. With `--as longformer` it stays one, and gets more positions or other windows.
+
+An encoder without a masked-language-model head becomes a folder for `transformers.LongformerModel`. --new-head gives
+it a head to pretrain with, drawn at random over its word embeddings.
+
+--no-copy-positions draws the rows beyond the learned ones at random, as a new model would have them: the first row of
 the paper's table 5.
 """
 
@@ -16,117 +33,95 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from trainer.engine.config import InputError
-from trainer.engine.randomness import as_seed
-from trainer.model.folder import (
-    body_and_head,
-    locate_model,
-    read_config,
-    read_weights,
-    with_global_projections,
-    without_global_projections,
-    write_model,
-)
-from trainer.model.longformer import EncoderConfig
+from trainer.model.card import converted_card
+from trainer.model.configuration import MOST
+from trainer.model.conversion import lengthen, new_head, shorten
+from trainer.model.folder import has_tokenizer, locate_model, read_model, write_model
+from trainer.model.longformer import Architecture, EncoderConfig
 
-POSITIONS = "embeddings.position_embeddings.weight"
-ROBERTA_TOKENS = 512
-
-
-def tile_positions(table: Tensor, first: int, tokens: int) -> Tensor:
-    """A position table (first + tokens, hidden) whose rows from `first` repeat the learned ones of `table`.
-
-    Rows below `first` (up to and including padding) keep their values. The learned rows are laid end to end, the
-    last copy cut where `tokens` is no multiple of them (section 5: RoBERTa's 512 rows, eight times for 4,096).
-    """
-    learned = table[first:]
-    copies = -(-tokens // len(learned))
-    return torch.cat([table[:first], learned.repeat(copies, 1)[:tokens]])
-
-
-def untiled_positions(table: Tensor, first: int, tokens: int, deviation: float, seed: int) -> Tensor:
-    """As tile_positions, but rows beyond the learned ones are drawn as a new model's are."""
-    new = tokens + first - len(table)
-    generator = torch.Generator().manual_seed(as_seed("untiled positions", seed))
-    return torch.cat([table, torch.randn(max(0, new), table.shape[1], generator=generator) * deviation])[
-        : first + tokens
-    ]
-
-
-def lengthen(
-    config: EncoderConfig,
-    tensors: dict[str, Tensor],
-    tokens: int,
-    window: int,
-    copy_positions: bool,
-    seed: int,
-) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    """A RoBERTa's configuration and prefix-free tensors as a Longformer's."""
-    first = config.pad_token_id + 1
-    table = tensors[POSITIONS].float()
-    if copy_positions:
-        positions = tile_positions(table, first, tokens)
-    else:
-        positions = untiled_positions(table, first, tokens, config.initializer_range, seed)
-    longer = replace(
-        config,
-        architecture="longformer",
-        max_position_embeddings=first + tokens,
-        attention_window=[window] * config.num_hidden_layers,
-        original_max_position_embeddings=min(len(table), first + tokens),
-    )
-    return longer, with_global_projections({**tensors, POSITIONS: positions})
-
-
-def shorten(config: EncoderConfig, tensors: dict[str, Tensor]) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    """A Longformer's configuration and prefix-free tensors as a RoBERTa's, with its first positions."""
-    rows = config.original_max_position_embeddings or config.pad_token_id + 1 + ROBERTA_TOKENS
-    rows = min(rows, config.max_position_embeddings)
-    shorter = replace(
-        config,
-        architecture="roberta",
-        max_position_embeddings=rows,
-        attention_window=[],
-        original_max_position_embeddings=0,
-    )
-    kept = without_global_projections(tensors)
-    return shorter, {**kept, POSITIONS: kept[POSITIONS][:rows].clone()}
+WINDOW = 512
 
 
 def convert(
-    source: str | Path, to: Path, tokens: int, window: int, copy_positions: bool = True, seed: int = 0
-) -> EncoderConfig:
-    """Convert a folder or hub id into the folder `to`; returns the written configuration."""
+    source: str | Path,
+    to: Path,
+    tokens: int | None = None,
+    window: int | Sequence[int] = (),
+    copy_positions: bool = True,
+    seed: int = 0,
+    *,
+    into: Architecture | None = None,
+    with_new_head: bool = False,
+) -> list[str]:
+    """Convert a folder or hub id into the folder `to`; returns what there is to tell about it, line by line.
+
+    tokens is at least the model's own, None 4,096 or its own where that is more. window is one width or one a layer,
+    empty what a Longformer has, and 512 for others. into None makes a Longformer of a RoBERTa and the reverse.
+    """
     folder = locate_model(source)
     if to.resolve() == folder.resolve():
         raise InputError(f"--to: found {to}, the folder of --from; expected another")
-    config = read_config(folder)
-    tensors = body_and_head(read_weights(folder), folder)
-    missing = [name for name in (POSITIONS, "embeddings.word_embeddings.weight") if name not in tensors]
-    missing += [name for name in ("lm_head.dense.weight", "lm_head.bias") if name not in tensors]
-    if missing:
-        raise InputError(f"{folder}: its weights lack {', '.join(missing)}; expected a masked-language model")
-    if len(tensors[POSITIONS]) != config.max_position_embeddings:
-        raise InputError(
-            f"{folder}: {POSITIONS} has {len(tensors[POSITIONS])} rows, "
-            f"expected max_position_embeddings {config.max_position_embeddings}"
+    stored = read_model(folder)
+    config, tensors = stored.config, stored.tensors
+    into = into or ("roberta" if config.architecture == "longformer" else "longformer")
+    told = []
+    if stored.left_out:
+        shown = sorted({name.split(".")[0] for name in stored.left_out})
+        told.append(
+            f"left out, as no part of the encoder or its masked-language model: {', '.join(shown[:10])}"
         )
-    if config.architecture == "longformer":
-        converted, named = shorten(config, tensors)
-    else:
-        if tokens < config.max_tokens:
+    if with_new_head:
+        if stored.has_head:
+            raise InputError(f"--new-head: found a head in {folder} already, expected an encoder without")
+        tensors = new_head(config, tensors, seed)
+    if into == "longformer":
+        tokens = max(4096, config.max_tokens) if tokens is None else tokens
+        if not config.max_tokens <= tokens <= MOST:
             raise InputError(
-                f"--max-positions: found {tokens}, expected at least the model's {config.max_tokens}"
+                f"--max-positions: found {tokens}, expected at least the model's {config.max_tokens} "
+                f"and at most {MOST}"
             )
-        converted, named = lengthen(config, tensors, tokens, window, copy_positions, seed)
-    write_model(to, converted, named, tokenizer_from=folder)
-    return converted
+        windows = window_of_each_layer(config, window)
+        converted, named = lengthen(config, tensors, tokens, windows, copy_positions, seed)
+        uneven = [width for width in windows if width and max(windows) % width]
+        if uneven:
+            told.append(
+                f"transformers takes only lengths that every window divides, and pads to the widest: {max(windows)} "
+                f"is no multiple of {min(uneven)}"
+            )
+    else:
+        converted, named = shorten(config, tensors)
+    headless = "lm_head.bias" not in named
+    if headless:
+        told.append(
+            "no masked-language-model head (lm_head) there: wrote an encoder; --new-head gives one to pretrain with"
+        )
+    parameters = sum(tensor.numel() for tensor in named.values())
+    card = converted_card(converted, config, parameters, has_tokenizer(folder), headless)
+    write_model(to, converted, named, tokenizer_from=folder, card=card)
+    told.append(f"wrote {to}: {converted.architecture}, {converted.max_tokens} positions")
+    return told
+
+
+def window_of_each_layer(config: EncoderConfig, window: int | Sequence[int]) -> list[int]:
+    """One width a layer from one for all, one for each, or none; InputError where they do not fit the layers."""
+    widths = [window] if isinstance(window, int) else list(window)
+    layers = config.num_hidden_layers
+    if not widths:
+        return config.attention_window or [WINDOW] * layers
+    if len(widths) not in (1, layers):
+        raise InputError(
+            f"--window: found {len(widths)} widths, expected one, or one for each of {layers} layers"
+        )
+    for width in widths:
+        if not 2 <= width <= MOST or width % 2:
+            raise InputError(
+                f"--window: found {width}, expected an even number >= 2 (the total width), at most {MOST}"
+            )
+    return widths * layers if len(widths) == 1 else widths
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,38 +130,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--from", dest="source", required=True, metavar="DIR_OR_HUB_ID")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--max-positions", type=int, default=4096, help="tokens of the Longformer (default 4096)"
+        "--from", dest="source", required=True, metavar="DIR_OR_HUB_ID", help="the model to convert"
     )
     parser.add_argument(
-        "--window", type=int, default=512, help="total width of every layer's window (default 512)"
+        "--to", type=Path, required=True, metavar="DIR", help="the folder to write: new, empty or a model's"
+    )
+    parser.add_argument(
+        "--max-positions",
+        type=int,
+        metavar="N",
+        help="tokens of the Longformer, any number from the model's own on (default 4096)",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="W",
+        help=f"total width of every layer's window, or a width a layer from the first on (default {WINDOW})",
+    )
+    parser.add_argument(
+        "--as",
+        dest="into",
+        choices=("longformer", "roberta"),
+        help="what to make (default: of a Longformer a RoBERTa, of others a Longformer)",
     )
     parser.add_argument(
         "--no-copy-positions", action="store_true", help="draw new positions at random (table 5)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of --no-copy-positions")
+    parser.add_argument("--new-head", action="store_true", help="give an encoder without a head one")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default 0)")
     options = parser.parse_args(arguments)
     try:
-        if options.max_positions < 1:
-            raise InputError(f"--max-positions: found {options.max_positions}, expected at least 1")
-        if options.window < 2 or options.window % 2:
-            raise InputError(
-                f"--window: found {options.window}, expected an even number >= 2 (the total width)"
-            )
-        config = convert(
+        told = convert(
             options.source,
             options.to,
             options.max_positions,
             options.window,
             not options.no_copy_positions,
             options.seed,
+            into=options.into,
+            with_new_head=options.new_head,
         )
     except (InputError, OSError) as error:
         print(f"convert: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {options.to}: {config.architecture}, {config.max_tokens} positions")
+    print("\n".join(told))
     return 0
 
 

@@ -2,7 +2,10 @@
 
     python -m trainer.export --checkpoint RUN/checkpoints/step-00065000 --to DIR
 
-A Longformer gets its `*_global` projections as copies of query, key and value, which finetuning starts from.
+The checkpoint's sizes and checksums are verified first. DIR gets the weights as float32 safetensors, config.json, the
+corpus's tokenizer, and README.md: a model card with the run's figures, the corpus's sources and licences, how to load
+the model and how to train it again. A Longformer gets its `*_global` projections as copies of query, key and value,
+which finetuning starts from. An export that lies in DIR is replaced; a folder that holds anything else is left alone.
 """
 
 from __future__ import annotations
@@ -14,20 +17,32 @@ from pathlib import Path
 
 from trainer.engine.checkpoint import open_checkpoint
 from trainer.engine.config import InputError
-from trainer.model.folder import body_and_head, read_config, with_global_projections, write_model
+from trainer.model.card import trained_card
+from trainer.model.folder import (
+    has_tokenizer,
+    read_config,
+    with_global_projections,
+    without_prefix,
+    write_model,
+)
+from trainer.model.json_files import read_json
+from trainer.model.provenance import ABOUT
 
 
 def export_checkpoint(checkpoint: Path, to: Path) -> None:
-    """Write a checkpoint's weights, configuration and tokenizer as a Hugging Face folder."""
+    """Write a checkpoint's weights, configuration, tokenizer and card as a Hugging Face folder."""
     try:
-        weights = open_checkpoint(checkpoint).weights()
+        opened = open_checkpoint(checkpoint)
     except ValueError as error:
         raise InputError(str(error)) from error
     config = read_config(checkpoint)
-    tensors = body_and_head(weights, checkpoint)
+    tensors = without_prefix(opened.weights())
     if config.architecture == "longformer":
         tensors = with_global_projections(tensors)
-    write_model(to, config, tensors, tokenizer_from=checkpoint)
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    about = read_json(checkpoint / ABOUT) if (checkpoint / ABOUT).is_file() else {}
+    card = trained_card(config, parameters, opened.facts, about, has_tokenizer(checkpoint))
+    write_model(to, config, tensors, tokenizer_from=checkpoint, card=card)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="DIR", help="a step-… folder of a run"
     )
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--to", type=Path, required=True, metavar="DIR", help="the folder to write: new, empty or a model's"
+    )
     options = parser.parse_args(arguments)
     try:
         export_checkpoint(options.checkpoint, options.to)

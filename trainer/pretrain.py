@@ -26,18 +26,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.shards import read_manifest
 from trainer.batches.corpus import MaskedBatch, Sequences, as_batch, corpus_masking, open_sequences
 from trainer.batches.evaluation import bits, loss_of_batches, masked_batches
 from trainer.batches.masking import Masking
 from trainer.engine import deepspeed as processes
 from trainer.engine.config import InputError, NewModel, Pretraining, load_config, parse_arguments
 from trainer.engine.deepspeed import rank, world_size
+from trainer.engine.monitor import METRICS
 from trainer.engine.randomness import as_seed, hash64
 from trainer.engine.training import train
 from trainer.export import export_checkpoint
 from trainer.model.folder import config_json, load_model, locate_model, tokenizer_fingerprint
 from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
 from trainer.model.longformer import EncoderConfig, set_sinusoidal_positions
+from trainer.model.provenance import ABOUT, corpus_facts, run_facts
 
 TIME_TO_SPEAK = 10  # seconds that a node's first rank has to say what is wrong
 
@@ -51,6 +54,7 @@ class MaskedLanguageModelling:
     validation: Sequences | None
     masking: Masking
     model: MaskedLanguageModel
+    about_corpus: dict[str, Any]
 
     @property
     def sequences(self) -> int:
@@ -113,6 +117,7 @@ class MaskedLanguageModelling:
         return {
             "config.json": json.dumps(config_json(self.model.config), indent=2) + "\n",
             "tokenizer.json": (self.data.corpus.folder / "tokenizer.json").read_text(encoding="utf-8"),
+            ABOUT: json.dumps(run_facts(self.config.run / METRICS, self.about_corpus), indent=2) + "\n",
         }
 
     def export(self, checkpoint: Path, to: Path) -> None:
@@ -166,7 +171,10 @@ def prepare(config: Pretraining) -> MaskedLanguageModelling:
     if config.extra_positions_only:
         train_extra_positions_only(model)
     masking = corpus_masking(corpus, config.masked_fraction)
-    return MaskedLanguageModelling(config, sequences, validation if len(validation) else None, masking, model)
+    about = corpus_facts(read_manifest(corpus.uri))
+    return MaskedLanguageModelling(
+        config, sequences, validation if len(validation) else None, masking, model, about
+    )
 
 
 def train_extra_positions_only(model: MaskedLanguageModel) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,84 @@ def test_sharded_weights_are_read_and_a_missing_shard_is_named(
     assert f"{shards[1]}: not there" in capsys.readouterr().err
 
 
+def test_sharded_pickles_are_read(roberta: Path, tmp_path: Path) -> None:
+    weights = load_file(roberta / "model.safetensors")
+    names = sorted(weights)
+    files = {name: f"pytorch_model-0000{1 + (i > 9)}-of-00002.bin" for i, name in enumerate(names)}
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    shutil.copy(roberta / "config.json", sharded)
+    (sharded / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    for file in set(files.values()):
+        torch.save({name: weights[name] for name in names if files[name] == file}, sharded / file)
+    assert run(sharded, tmp_path / "one", "--max-positions", "64") == 0
+    assert run(roberta, tmp_path / "two", "--max-positions", "64") == 0
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_an_index_may_not_name_files_elsewhere(
+    roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    shutil.copy(roberta / "config.json", hostile)
+    for name in (f"../{roberta.name}/model.safetensors", str(roberta / "model.safetensors"), "config.json"):
+        index = {"weight_map": {"lm_head.bias": name}}
+        (hostile / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert run(hostile, tmp_path / "out") == 2
+        assert f"weight_map: found {name!r}, expected .safetensors files" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_are_followed_as_the_hubs_cache_needs(roberta: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in roberta.iterdir():
+        (linked / file.name).symlink_to(file)
+    assert run(linked, tmp_path / "out", "--max-positions", "64") == 0
+    assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
+
+
+def test_files_that_hold_something_else(
+    roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(roberta / "model.safetensors")
+    words = "roberta.embeddings.word_embeddings.weight"
+    query = "roberta.encoder.layer.0.attention.self.query"
+    few = torch.ones(1).expand(weights[words].shape)  # one number, given out as many
+    cases: list[tuple[object, str]] = [
+        ([1, 2], "found a list, expected tensors by name"),
+        ({**weights, "steps": 3}, "'steps': found a int, expected a tensor"),
+        ({**weights, words: few}, "that is not stored"),
+        ({**weights, words: weights[words].to(torch.int8)}, f"{words}: found torch.int8"),
+        ({**weights, words.removeprefix("roberta."): weights[words]}, "found both"),
+        ({**weights, f"{query}_global.weight": weights[f"{query}.weight"]}, "a roberta has no such weights"),
+        ({**weights, "lm_head.decoder.bias": weights["lm_head.bias"] + 1}, "expected them to be tied"),
+        ({name: t for name, t in weights.items() if "layer.1." not in name}, "the weights have 1 layers"),
+        ({name: t for name, t in weights.items() if "lm_head.dense" not in name}, "dense.bias: not there"),
+        ({}, "the weights have 0 layers"),
+    ]
+    for number, (content, message) in enumerate(cases):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        shutil.copy(roberta / "config.json", folder)
+        torch.save(content, folder / "pytorch_model.bin")
+        assert run(folder, tmp_path / "out") == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "{", "[]", '{"model_type": "bert", "model_type": 3}', "\xff"]
+)
+def test_a_config_that_is_none(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_bytes(text.encode("latin-1"))
+    assert run(tmp_path / "odd", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith(f"convert: {tmp_path / 'odd' / 'config.json'}: ")
+
+
 def test_a_model_is_replaced_also_behind_a_link(roberta: Path, tmp_path: Path) -> None:
     run(roberta, tmp_path / "real", "--max-positions", "64", "--window", "8")
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -167,7 +246,10 @@ def test_bad_input_is_one_message_and_exit_2(
         ((roberta, precious), "precious: holds something else"),
         ((tmp_path / "none" / "at all" / "here", tmp_path / "out"), "no such folder"),
         ((tmp_path / "empty", tmp_path / "out"), "found no config.json"),
-        ((other, tmp_path / "out"), "model_type: found 'gpt2', expected roberta or longformer"),
+        (
+            (other, tmp_path / "out"),
+            "model_type: found 'gpt2', expected one of roberta, camembert, xlm-roberta",
+        ),
         ((roberta, tmp_path / "out", "--window", "7"), "--window: found 7, expected an even number"),
         ((roberta, tmp_path / "out", "--window", "0"), "--window: found 0, expected an even number >= 2"),
         ((roberta, roberta), "the folder of --from; expected another"),

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import LongformerForMaskedLM, RobertaForMaskedLM
+from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
+from attention import windowed_attention
 from tests.trainer.models import padded_batch, roberta_folder
 from trainer.convert import convert
 from trainer.engine.config import InputError
@@ -56,6 +59,59 @@ def test_longformer_gives_transformers_logits_and_loss(longformer: Path, tokens:
     assert float(loss / scored) == pytest.approx(float(expected.loss), rel=1e-5)
 
 
+class OurAttention(torch.nn.Module):
+    """Stands in for transformers' LongformerSelfAttention, with its weights, over windowed_attention."""
+
+    def __init__(self, theirs: LongformerSelfAttention, window: int) -> None:
+        super().__init__()
+        self.theirs, self.window = theirs, window
+
+    def forward(
+        self, hidden: torch.Tensor, attention_mask: torch.Tensor, **masks: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        B, N, _ = hidden.shape
+
+        def heads(name: str) -> torch.Tensor:
+            return getattr(self.theirs, name)(hidden).view(B, N, self.theirs.num_heads, -1).transpose(1, 2)
+
+        attended = windowed_attention(
+            *(heads(name) for name in ("query", "key", "value")),
+            self.window,
+            attention_mask=~masks["is_index_masked"],
+            global_attention_mask=masks["is_index_global_attn"],
+            **{name: heads(name) for name in ("query_global", "key_global", "value_global")},
+        )
+        return (attended.transpose(1, 2).reshape(B, N, -1),)
+
+
+def test_global_tokens_in_transformers_model_over_our_attention(longformer: Path) -> None:
+    """The masked-language model of this package has no global tokens (nor has the paper's); its attention has."""
+    weights = load_file(longformer / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    drawn = {
+        name: torch.randn(tensor.shape, generator=generator) * 0.2
+        for name, tensor in weights.items()
+        if "_global" in name
+    }
+    ids, mask = padded_batch(2, 48)
+    is_global = torch.zeros_like(ids)
+    is_global[:, 0], is_global[0, 17] = 1, 1
+    labels = torch.where(mask.bool(), ids, -100)
+    found = []
+    for replace in (False, True):
+        model = LongformerForMaskedLM.from_pretrained(longformer).eval()
+        model.load_state_dict(drawn, strict=False)
+        for layer in model.longformer.encoder.layer if replace else ():
+            layer.attention.self = OurAttention(layer.attention.self, 8)
+        output = model(ids, attention_mask=mask, global_attention_mask=is_global, labels=labels)
+        gradient = torch.autograd.grad(output.loss, model.longformer.embeddings.word_embeddings.weight)[0]
+        found.append((output.logits[mask.bool()].detach(), output.loss.detach(), gradient))
+        local = model(ids, attention_mask=mask, labels=labels).loss
+        assert abs(local - output.loss) > 1e-2
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_a_window_that_covers_the_sequence_is_full_attention(roberta: Path, tmp_path: Path) -> None:
     convert(roberta, tmp_path / "wide", tokens=64, window=64)
     ids, mask = padded_batch(2, 32)
@@ -78,7 +134,7 @@ def test_documents_kept_apart_do_not_see_each_other(longformer: Path) -> None:
     assert not torch.equal(packed[0], packed[1])
 
 
-def test_every_parameter_has_a_gradient_in_masked_language_modelling(longformer: Path) -> None:
+def test_no_parameter_is_without_a_gradient_in_masked_language_modelling(longformer: Path) -> None:
     model = load_model(longformer).train()
     ids, _ = padded_batch(1, 200)
     logits = model(ids, torch.arange(0, 200, 7)[None])

@@ -30,7 +30,8 @@ class EncoderConfig:
     `max_position_embeddings` counts the rows of the position table: the longest sequence plus the rows up to and
     including the padding index (514 for RoBERTa's 512 tokens). `attention_window` is the total width a layer, even,
     and empty for `roberta`. `original_max_position_embeddings` remembers how many rows a converted model had before
-    its positions were tiled; 0 where it was not converted.
+    its positions were tiled; 0 where it was not converted. `base_model` is the hub's name and commit of the model the
+    weights come from, where known: it travels to the model card and decides nothing.
     """
 
     architecture: Architecture
@@ -46,10 +47,11 @@ class EncoderConfig:
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
-    bos_token_id: int = 0
+    bos_token_id: int | None = 0
     pad_token_id: int = 1
-    eos_token_id: int = 2
+    eos_token_id: int | None = 2
     original_max_position_embeddings: int = 0
+    base_model: str = ""
 
     @property
     def max_tokens(self) -> int:
@@ -57,7 +59,10 @@ class EncoderConfig:
         return self.max_position_embeddings - self.pad_token_id - 1
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Everything that decides what the encoder computes, by key."""
+        values = asdict(self)
+        del values["base_model"]
+        return values
 
 
 class Embeddings(nn.Module):
