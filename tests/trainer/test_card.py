@@ -69,7 +69,8 @@ def checkpoint(folder: Path, corpus: Path, config: EncoderConfig, step: int = 20
         ABOUT: json.dumps(about),
     }
     tensors = {name: tensor.detach() for name, tensor in weights.items()}
-    return save_checkpoint(folder / "checkpoints", step, {"weights": tensors}, facts, extra)
+    state = dict.fromkeys(("weights", "exp_avg", "exp_avg_sq"), tensors)
+    return save_checkpoint(folder / "checkpoints", step, state, facts, extra)
 
 
 def blocks(card: str, language: str) -> list[str]:
