@@ -100,7 +100,8 @@ def convert(
             "no masked-language-model head (lm_head) there: wrote an encoder; --new-head gives one to pretrain with"
         )
     parameters = sum(tensor.numel() for tensor in named.values())
-    card = converted_card(converted, config, parameters, has_tokenizer(folder), headless)
+    original = f"{stored.family} for {config.max_tokens:,} tokens"
+    card = converted_card(converted, original, parameters, has_tokenizer(folder), headless)
     write_model(to, converted, named, tokenizer_from=folder, card=card)
     told.append(f"wrote {to}: {converted.architecture}, {converted.max_tokens} positions")
     return told

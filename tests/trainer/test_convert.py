@@ -1,8 +1,10 @@
 """RoBERTa to Longformer and back, by the command."""
 
 import json
+import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import LongformerForMaskedLM, RobertaForMaskedLM
 
 from tests.trainer.models import padded_batch, roberta_folder
 from trainer.convert import main
+from trainer.export import main as export
 
 POSITIONS = "embeddings.position_embeddings.weight"
 
@@ -73,7 +76,8 @@ def test_without_copying_only_the_new_rows_are_random(roberta: Path, tmp_path: P
     assert one[34:].std() == pytest.approx(0.2, rel=0.1)  # the model's initializer_range
 
 
-def test_pytorch_model_bin_is_read_as_plain_weights_only(roberta: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pytorch_model_bin_is_read_as_plain_weights_only(roberta: Path, tmp_path: Path, zipped: bool) -> None:
     old = tmp_path / "old"
     old.mkdir()
     (old / "config.json").write_text((roberta / "config.json").read_text())
@@ -81,7 +85,7 @@ def test_pytorch_model_bin_is_read_as_plain_weights_only(roberta: Path, tmp_path
     # Older files carry the prefix-free buffer and the decoder's own bias.
     weights["lm_head.decoder.bias"] = weights.pop("lm_head.bias")
     weights["roberta.embeddings.position_ids"] = torch.arange(34)[None]
-    torch.save(weights, old / "pytorch_model.bin")
+    torch.save(weights, old / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     assert run(old, tmp_path / "from_bin", "--max-positions", "64", "--window", "8") == 0
     assert run(roberta, tmp_path / "from_safe", "--max-positions", "64", "--window", "8") == 0
     one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("from_bin", "from_safe"))
@@ -221,6 +225,40 @@ def test_a_config_that_is_none(text: str, tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "odd" / "config.json").write_bytes(text.encode("latin-1"))
     assert run(tmp_path / "odd", tmp_path / "out") == 2
     assert capsys.readouterr().err.startswith(f"convert: {tmp_path / 'odd' / 'config.json'}: ")
+
+
+def test_what_a_killed_conversion_left_is_removed_by_the_next(roberta: Path, tmp_path: Path) -> None:
+    host = os.uname().nodename
+    # Process 1 runs; there is none of a number beyond Linux's largest.
+    theirs = {f".out.{host}.1.partial", f".outside.{host}.4194399.partial", ".out.elsewhere.4194399.partial"}
+    for name in {*theirs, f".out.{host}.4194399.partial", f".out.{host}.4194399.previous"}:
+        (tmp_path / name).mkdir()
+    assert run(roberta, tmp_path / "out", "--max-positions", "64") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {*theirs, "out"}
+
+
+def test_a_checkpoint_is_no_model_and_says_what_makes_one(
+    roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "step-00000001"
+    folder.mkdir()
+    shutil.copy(roberta / "config.json", folder)
+    (folder / "weights.safetensors").touch()
+    assert run(folder, tmp_path / "out") == 2
+    assert "a checkpoint: trainer.export makes a model of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, export])
+def test_help_says_what_comes_out(
+    command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(["--help"])
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "that `transformers" in said
+    assert "`*_global` projections" in said
+    assert "the folder to write: new, empty or a model's" in said
 
 
 def test_a_model_is_replaced_also_behind_a_link(roberta: Path, tmp_path: Path) -> None:

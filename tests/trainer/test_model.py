@@ -10,7 +10,7 @@ from transformers import LongformerForMaskedLM, RobertaForMaskedLM
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from attention import windowed_attention
-from tests.trainer.models import padded_batch, roberta_folder
+from tests.trainer.models import family_model, padded_batch, roberta_folder
 from trainer.convert import convert
 from trainer.engine.config import InputError
 from trainer.model import heads
@@ -134,12 +134,17 @@ def test_documents_kept_apart_do_not_see_each_other(longformer: Path) -> None:
     assert not torch.equal(packed[0], packed[1])
 
 
-def test_no_parameter_is_without_a_gradient_in_masked_language_modelling(longformer: Path) -> None:
-    model = load_model(longformer).train()
-    ids, _ = padded_batch(1, 200)
-    logits = model(ids, torch.arange(0, 200, 7)[None])
-    F.cross_entropy(logits.flatten(0, 1), ids[:, ::7].flatten()).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+@pytest.mark.parametrize("family", ["roberta", "bert"])
+def test_no_parameter_is_without_a_gradient_in_masked_language_modelling(family: str, tmp_path: Path) -> None:
+    family_model(family, 32).save_pretrained(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "long", tokens=200, window=8)
+    model = load_model(tmp_path / "long").train()
+    ids, mask = padded_batch(2, 200, pad=model.config.pad_token_id)
+    places = torch.arange(0, 140, 7).expand(2, -1)
+    masked_loss_sum(model(ids, places, mask), ids.gather(1, places)).backward()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    unmoved = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert unmoved == []
 
 
 def test_dropout_is_a_function_of_the_seeds_and_survives_activation_checkpointing(longformer: Path) -> None:

@@ -49,3 +49,15 @@ def test_hidden_states_are_equal_where_the_window_covers_the_input(checkpoint: P
     torch.testing.assert_close(ours[real], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.last_hidden_state[real], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.pooler_output, theirs.pooler_output, atol=1e-5, rtol=1e-5)
+
+
+def test_longer_texts_get_what_transformers_gives(checkpoint: Path, tmp_path: Path) -> None:
+    """Beyond the original's positions and the window, over the same converted weights."""
+    convert(checkpoint, tmp_path / "long", tokens=1200, window=64)
+    ids = torch.randint(1000, 30_000, (2, 700), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    ids[1, 601:], mask[1, 601:] = 0, 0
+    with torch.no_grad():
+        ours = load_encoder(tmp_path / "long").eval()(ids, mask)[mask.bool()]
+        theirs = LongformerModel.from_pretrained(tmp_path / "long").eval()(ids, attention_mask=mask)
+    torch.testing.assert_close(ours, theirs.last_hidden_state[mask.bool()], atol=1e-5, rtol=1e-5)

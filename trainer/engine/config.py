@@ -219,7 +219,7 @@ class Pretraining(Training):
     """Masked-language-model pretraining."""
 
     model: str | NewModel = Field(
-        description="model folder or hub id to continue from, or sizes of a new model"
+        description="model folder or hub id (owner/name@revision) to continue from, or sizes of a new model"
     )
     corpus: str = Field(
         description="corpus made by pipeline.build_corpus: a folder, or s3:// or gs:// (copied to data.cache_dir)"

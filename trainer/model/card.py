@@ -53,14 +53,13 @@ def trained_card(
 
 
 def converted_card(
-    config: EncoderConfig, original: EncoderConfig, parameters: int, has_tokenizer: bool, headless: bool
+    config: EncoderConfig, original: str, parameters: int, has_tokenizer: bool, headless: bool
 ) -> str:
-    """The card of a model that was converted and not trained since."""
-    was = f"a {_kind(original)} for {original.max_tokens:,} tokens"
+    """The card of a model that was converted and not trained since; `original` is of what kind it was."""
     return _card(
         _front_matter(config, "feature-extraction" if headless else "fill-mask", []),
         f"# {_kind(config)} for {config.max_tokens:,} tokens, converted",
-        _made_of(config, f"{was}, converted and not trained since"),
+        _made_of(config, f"made from a {original} by conversion, and not trained since"),
         _sizes(config, parameters),
         *_use(config, has_tokenizer, headless),
         "## Limits",
@@ -91,15 +90,14 @@ def _front_matter(config: EncoderConfig, task: str, sources: Iterable[Mapping[st
         matter |= {"license": "other", "license_name": "see-the-corpus-sources"}
     if config.base_model:
         matter["base_model"] = config.base_model.partition("@")[0]
-    matter["tags"] = [config.architecture, "masked-language-modeling", "longspan"]
-    if config.architecture == "longformer":
-        matter["tags"].insert(1, "long-documents")
+    long = ["long-documents"] if config.architecture == "longformer" else []
+    matter["tags"] = [config.architecture, *long, "longspan"]
     return "---\n" + yaml.safe_dump(matter, sort_keys=False, allow_unicode=False) + "---"
 
 
 def _made_of(config: EncoderConfig, what: str) -> str:
     start = f" It continues {_code(config.base_model)}." if config.base_model else ""
-    return f"A {_kind(config)} encoder, {what}.{start} Made with Longspan."
+    return f"A {_kind(config)} {what}.{start} Made with Longspan."
 
 
 def _sizes(config: EncoderConfig, parameters: int) -> str:

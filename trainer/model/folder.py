@@ -66,7 +66,7 @@ def load_model(folder: Path) -> MaskedLanguageModel:
         model = MaskedLanguageModel(stored.config)
     own = dict(model.named_parameters())
     model.load_state_dict(
-        {name: _writable(stored.tensors[bare]) for name, bare in zip(own, without_prefix(own), strict=True)},
+        {name: _own(stored.tensors.pop(bare)) for name, bare in zip(own, without_prefix(own), strict=True)},
         assign=True,
     )
     return model
@@ -78,12 +78,12 @@ def load_encoder(folder: Path) -> Encoder:
     with torch.device("meta"):
         encoder = Encoder(stored.config)
     encoder.load_state_dict(
-        {name: _writable(stored.tensors[name]) for name, _ in encoder.named_parameters()}, assign=True
+        {name: _own(stored.tensors.pop(name)) for name, _ in encoder.named_parameters()}, assign=True
     )
     return encoder
 
 
-def _writable(tensor: Tensor) -> Tensor:
+def _own(tensor: Tensor) -> Tensor:
     """float32 in memory of its own: a tensor of a file may lie in a map of it."""
     return tensor.to(torch.float32, copy=True)
 
@@ -117,7 +117,8 @@ def write_model(
         if not (head and name.startswith("pooler."))
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    _remove_leftovers(folder, "partial")
+    beside = _beside(folder, "partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:
@@ -129,11 +130,37 @@ def write_model(
         if tokenizer_from is not None:
             copy_tokenizer(tokenizer_from, beside, config.max_tokens)
         if folder.exists():
-            previous = folder.with_name(f".{folder.name}.{os.getpid()}.previous")
+            previous = _beside(folder, "previous")
             folder.rename(previous)
             beside.rename(folder)
             shutil.rmtree(previous)
         else:
             beside.rename(folder)
+        _remove_leftovers(folder, "previous")
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _beside(folder: Path, what: str) -> Path:
+    """A name of this process's own beside a folder."""
+    return folder.with_name(f".{folder.name}.{os.uname().nodename}.{os.getpid()}.{what}")
+
+
+def _remove_leftovers(folder: Path, what: str) -> None:
+    """Remove what was left beside a folder by processes of this machine that were killed."""
+    own = _beside(folder, what).name
+    prefix = own.removesuffix(f"{os.getpid()}.{what}")
+    for left in folder.parent.iterdir():
+        process = left.name.removeprefix(prefix).removesuffix(f".{what}")
+        if left.name == f"{prefix}{process}.{what}" and process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

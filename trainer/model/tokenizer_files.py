@@ -58,16 +58,17 @@ def special_token_id(folder: Path, role: str, default: str) -> int | None:
 
     `default` is the token's text where tokenizer_config.json does not name it.
     """
-    settings = _read_if_there(folder / "tokenizer_config.json")
-    named = settings.get(f"{role}_token", default)
+    named = _read_if_there(folder / "tokenizer_config.json").get(f"{role}_token", default)
     token = named.get("content") if isinstance(named, dict) else named
     if (folder / "tokenizer.json").is_file():
         stored = read_json(folder / "tokenizer.json")
+        added = stored.get("added_tokens")
+        for entry in added if isinstance(added, list) else []:
+            if isinstance(entry, dict) and entry.get("content") == token and isinstance(entry.get("id"), int):
+                return entry["id"]
         model = stored.get("model")
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
-        added = stored.get("added_tokens")
-        found = {entry.get("content"): entry.get("id") for entry in added or [] if isinstance(entry, dict)}
-        index = found.get(token, vocabulary.get(token) if isinstance(vocabulary, dict) else None)
+        index = vocabulary.get(str(token)) if isinstance(vocabulary, dict) else None
         return index if isinstance(index, int) else None
     if (folder / "vocab.txt").is_file():
         tokens = (folder / "vocab.txt").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -46,6 +46,7 @@ class StoredModel:
     `left_out` names what the file holds beside encoder and masked-language-model head: other heads.
     """
 
+    family: str
     config: EncoderConfig
     tensors: dict[str, Tensor]
     left_out: list[str]
@@ -60,8 +61,8 @@ def read_model(folder: Path) -> StoredModel:
 
     A BERT's position table comes with rows of zeros for the padding index and those before it, where RoBERTa has them.
     """
-    config = read_config(folder)
-    rows_before = config.pad_token_id + 1 if stored_family(folder) == "bert" else 0
+    config, family = read_config(folder), stored_family(folder)
+    rows_before = config.pad_token_id + 1 if family == "bert" else 0
     files = weight_files(folder)
     # safetensors tell shapes from their header; a pickle has to be loaded, which takes what its file takes.
     pickled = files[0].suffix != ".safetensors"
@@ -79,7 +80,7 @@ def read_model(folder: Path) -> StoredModel:
     if rows_before:
         table = tensors[POSITIONS]
         tensors[POSITIONS] = torch.cat([table.new_zeros(rows_before, table.shape[1]), table])
-    return StoredModel(config, tensors, left_out)
+    return StoredModel(family, config, tensors, left_out)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -90,7 +91,12 @@ def weight_files(folder: Path) -> list[Path]:
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _listed(index, Path(name).suffix)
-    raise InputError(f"{folder}: found no {' and no '.join(_FILES)}")
+    hint = (
+        " (a checkpoint: trainer.export makes a model of it)"
+        if (folder / "weights.safetensors").is_file()
+        else ""
+    )
+    raise InputError(f"{folder}: found no {' and no '.join(_FILES)}{hint}")
 
 
 def _listed(index: Path, suffix: str) -> list[Path]:
