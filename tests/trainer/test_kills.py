@@ -64,6 +64,7 @@ def test_killed_anywhere_and_started_again_it_is_the_same_run(
         assert timeless(run) == timeless(whole), told
         for folder in ("checkpoints", "export"):
             assert names(run / folder) == names(whole / folder)
+        assert not list(run.glob(".export.*"))
 
 
 def names(folder: Path) -> list[str]:
