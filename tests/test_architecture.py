@@ -13,7 +13,15 @@ MAY_IMPORT = {
     "trainer": {"trainer", "attention", "pipeline"},
     "cluster": {"cluster", "pipeline", "trainer"},
 }
-TRAINER_MAY_TAKE_OF_PIPELINE = {"pipeline.shards", "pipeline.tokenizer", "pipeline.fetch"}
+TRAINER_MAY_TAKE_OF_PIPELINE = {
+    "pipeline.shards",
+    "pipeline.tokenizer",
+    "pipeline.fetch",
+    # A corpus may lie where storage reaches, and says with these errors why it does not.
+    "pipeline.storage",
+    "pipeline.storage.cache",
+    "pipeline.errors",
+}
 IMPORTED_IN_ONE_FILE = {"ray": "pipeline/runner.py", "deepspeed": "trainer/engine/deepspeed.py"}
 
 

@@ -1,6 +1,6 @@
 """Bits per masked token of a model over a fixed masked set.
 
-    python -m trainer.evaluate --model DIR_OR_HUB_ID --corpus DIR [--sequences N]
+    python -m trainer.evaluate --model DIR_OR_HUB_ID --corpus DIR_OR_URI [--sequences N]
 
 prints one JSON line {"bpc", "tokens", "sequences"}: the cross-entropy over the masked tokens divided by ln 2, which
 the paper's table 5 calls BPC. The masked places depend on the seed and the corpus alone. A model with fewer positions
@@ -42,13 +42,17 @@ def evaluate(
 
 
 def evaluate_folder(
-    model: str | Path, corpus: Path, split: str = "validation", limit: int | None = None, seed: int = 0
+    model: str | Path,
+    corpus: str | Path,
+    split: str = "validation",
+    limit: int | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """As `evaluate`, from a model folder or hub id and a corpus folder."""
-    folder = locate_model(model)
-    loaded = load_model(folder)
+    """As `evaluate`, from a model folder or hub id and a corpus folder or URI."""
     # The whole stored sequences, whatever the model's length: masks are drawn over those.
     sequences = open_sequences(corpus, split)
+    folder = locate_model(model)
+    loaded = load_model(folder)
     found = tokenizer_fingerprint(folder)
     expected = sequences.corpus.tokenizer_fingerprint
     if found is not None and found != expected:
@@ -73,7 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID")
     parser.add_argument(
-        "--corpus", type=Path, required=True, metavar="DIR", help="made by pipeline.build_corpus"
+        "--corpus",
+        required=True,
+        metavar="DIR_OR_URI",
+        help="made by pipeline.build_corpus; s3:// and gs:// as well",
     )
     parser.add_argument("--split", default="validation", choices=("train", "validation"))
     parser.add_argument("--sequences", type=int, metavar="N", help="the first N only (default: all)")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.shards import Corpus, open_corpus
+from trainer.batches.cache import local_corpus
 from trainer.batches.masking import IGNORED, MaskedSequences, Masking
 from trainer.engine.config import InputError
 from trainer.model.folder import read_tokenizer
@@ -92,15 +93,24 @@ class Sequences:
 
 
 def open_sequences(
-    folder: str | Path, split: str, sequence_length: int | None = None, may_be_empty: bool = False
+    location: str | Path,
+    split: str,
+    sequence_length: int | None = None,
+    cache_dir: Path | None = None,
+    may_be_empty: bool = False,
 ) -> Sequences:
-    """The sequences of a corpus's split, None: as long as stored; InputError where it cannot serve."""
+    """The sequences of a split of a corpus, in a folder or at a URI; None: as long as stored.
+
+    What lies at s3:// or gs:// is copied first, once a machine, to `cache_dir` (trainer/batches/cache.py). InputError
+    where the corpus cannot serve.
+    """
+    folder = local_corpus(location, [split], cache_dir)
     try:
         corpus = open_corpus(folder, split=split)
     except ValueError as error:
         raise InputError(str(error)) from error
     if not len(corpus) and not may_be_empty:
-        raise InputError(f"{folder}: the {split} split is empty, expected at least one sequence")
+        raise InputError(f"{location}: the {split} split is empty, expected at least one sequence")
     return Sequences(corpus, corpus.sequence_length if sequence_length is None else sequence_length)
 
 
