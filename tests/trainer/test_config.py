@@ -1,5 +1,6 @@
 """Configurations: every problem at once, every key overridable, the committed files valid."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -134,3 +135,14 @@ def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_committed_configurations_are_valid(path: Path) -> None:
     assert load_config(path).steps > 0
+
+
+def test_weights_and_biases_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    path = write(tmp_path, MINIMAL + "wandb: {project: mine}\nbatch_size: 3\nmicro_batch_size: 2\n")
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert "wandb.project: found 'mine', expected its package to be installed (pip install" in str(
+        caught.value
+    )
+    assert "batch_size: found 3" in str(caught.value)

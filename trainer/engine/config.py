@@ -6,6 +6,7 @@ unknown keys are errors, because a mistyped key that is ignored costs a week.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -174,6 +175,11 @@ class Training(Section):
         if self.batch_size % self.micro_batch_size:
             found.append(
                 f"batch_size: found {self.batch_size}, expected a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.wandb.project is not None and importlib.util.find_spec("wandb") is None:
+            found.append(
+                f"wandb.project: found {self.wandb.project!r}, expected its package to be installed "
+                f"(pip install 'longspan[wandb]')"
             )
         if self.optimizer.warmup_steps > self.steps:
             found.append(

@@ -35,7 +35,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from trainer.engine.config import InputError, Optimizer, Training
+from trainer.engine.config import InputError, Optimizer, Training, WeightsAndBiases
+from trainer.engine.monitor import prepare_wandb
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Result = TypeVar("Result")
@@ -96,6 +97,13 @@ def settle(deterministic: bool) -> None:
 
 def device() -> torch.device:
     return torch.device(get_accelerator().device_name(int(os.environ.get("LOCAL_RANK", "0"))))
+
+
+def device_name() -> str:
+    """The GPU's own name, "cpu" without one; also before the group exists."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return torch.cuda.get_device_name(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def on_first_rank(action: Callable[[], Result]) -> Result:
@@ -311,13 +319,21 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def monitors(run: Path) -> Callable[[dict[str, float], int], None]:
-    """A function that writes named figures of a step to RUN/tensorboard, on rank 0."""
+def monitors(run: Path, wandb: WeightsAndBiases) -> Callable[[dict[str, float], int], None]:
+    """A function that writes named figures of a step to RUN/tensorboard, on rank 0.
+
+    Where a project is named, to Weights & Biases as well, whose own files lie in RUN/wandb.
+    """
     from deepspeed.monitor.config import get_monitor_config
     from deepspeed.monitor.monitor import MonitorMaster
 
-    section = {"enabled": True, "output_path": str(run), "job_name": "tensorboard"}
-    master = MonitorMaster(get_monitor_config({"tensorboard": section}))
+    sections: dict[str, Any] = {
+        "tensorboard": {"enabled": True, "output_path": str(run), "job_name": "tensorboard"}
+    }
+    if wandb.project is not None:
+        prepare_wandb(run)
+        sections["wandb"] = {"enabled": True, **wandb.model_dump(exclude_none=True)}
+    master = MonitorMaster(get_monitor_config(sections))
 
     def write(figures: dict[str, float], step: int) -> None:
         master.write_events([(f"train/{name}", value, step) for name, value in figures.items()])

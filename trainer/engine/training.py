@@ -32,6 +32,7 @@ from trainer.engine import deepspeed as processes
 from trainer.engine.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from trainer.engine.config import InputError, LossSpike, Training
 from trainer.engine.deepspeed import Engine, all_reduce_sum, gather_objects, on_first_rank, rank
+from trainer.engine.flops import peak_flops
 from trainer.engine.hang import HangWatch
 from trainer.engine.monitor import Monitor
 from trainer.engine.randomness import attention_dropout_seeds, reseed_torch
@@ -71,6 +72,10 @@ class Task(Protocol):
 
     @property
     def tokens_per_sequence(self) -> int: ...
+
+    @property
+    def flops(self) -> int:
+        """Model FLOPs of a step (engine.flops)."""
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be continued, by section: whatever decides batches and updates."""
@@ -242,6 +247,8 @@ class Run:
         self.engine = Engine(task.model, task.loss, self.config)
         if checkpoint:
             self.engine.load_state(checkpoint.state(), self.progress.updates)
+        peak = peak_flops(processes.device_name(), self.config.precision)
+        self.peak = None if peak is None else peak * processes.world_size()
         self.monitor: Monitor | None = None
         if rank() == 0:
             self.tell(task.describe())
@@ -261,8 +268,9 @@ class Run:
         return found
 
     def _open_monitor(self) -> None:
-        monitors = processes.monitors(self.config.run)
-        self.monitor = Monitor(self.config.run, self.start, self.config.steps, monitors)
+        monitors = processes.monitors(self.config.run, self.config.wandb)
+        started = {"processes": processes.world_size(), "device": processes.device_name()}
+        self.monitor = Monitor(self.config.run, self.start, self.config.steps, monitors, started)
 
     def tell(self, text: str, stream: TextIO | None = None) -> None:
         """Print on the first rank."""
@@ -288,6 +296,8 @@ class Run:
                 now = time.monotonic()
                 tokens = (step - logged) * config.batch_size * self.task.tokens_per_sequence
                 row["tokens_per_second"] = tokens / (now - since)
+                if self.peak is not None:
+                    row["mfu"] = (step - logged) * self.task.flops / (now - since) / self.peak
                 self.log(row)
                 since, logged = now, step
             every = config.evaluation.every
