@@ -33,6 +33,8 @@ from trainer.batches.masking import Masking
 from trainer.engine import deepspeed as processes
 from trainer.engine.config import InputError, NewModel, Pretraining, load_config, parse_arguments
 from trainer.engine.deepspeed import rank, world_size
+from trainer.engine.estimate import describe_plan
+from trainer.engine.flops import step_flops
 from trainer.engine.monitor import METRICS
 from trainer.engine.randomness import as_seed, hash64
 from trainer.engine.training import train
@@ -68,6 +70,17 @@ class MaskedLanguageModelling:
     def tokens_per_sequence(self) -> int:
         return self.config.sequence_length
 
+    @property
+    def flops(self) -> int:
+        config = self.config
+        return step_flops(
+            self.model.config,
+            config.sequence_length,
+            self.masking.places_per_sequence(config.sequence_length),
+            config.batch_size,
+            weights_trained=not config.extra_positions_only,
+        )
+
     def facts(self) -> dict[str, Any]:
         exact = self.config.exact()
         if not isinstance(self.config.model, NewModel):
@@ -79,7 +92,9 @@ class MaskedLanguageModelling:
         }
 
     def describe(self) -> str:
-        return describe_plan(self)
+        name, processes_there = processes.device_name(), int(os.environ.get("WORLD_SIZE", "1"))
+        gpu = None if name == "cpu" else name
+        return "\n".join(describe_plan(self.model.config, self.config, self.sequences, processes_there, gpu))
 
     def blocks(self) -> Iterable[nn.Module]:
         return self.model.encoder.encoder.layer
@@ -126,10 +141,12 @@ class MaskedLanguageModelling:
 
 def prepare(config: Pretraining) -> MaskedLanguageModelling:
     """Open corpus and model, and check that they fit; InputError names every misfit."""
-    sequences = open_sequences(config.corpus, "train", config.sequence_length)
+    sequences = open_sequences(config.corpus, "train", config.sequence_length, config.data.cache_dir)
     corpus = sequences.corpus
     # The whole stored sequences, whatever the model's length: masks are drawn over those.
-    validation = open_sequences(config.corpus, "validation", may_be_empty=True)
+    validation = open_sequences(
+        config.corpus, "validation", cache_dir=config.data.cache_dir, may_be_empty=True
+    )
     torch.manual_seed(as_seed("initial weights", config.seed))
     problems = []
     if isinstance(config.model, NewModel):
@@ -202,33 +219,6 @@ def new_encoder_config(new: NewModel, tokens: int, sequences: Sequences) -> Enco
         bos_token_id=ids["bos"],
         pad_token_id=ids["pad"],
         eos_token_id=ids["eos"],
-    )
-
-
-def describe_plan(task: MaskedLanguageModelling) -> str:
-    """What the run will do, for the log and for --dry-run."""
-    config, model = task.config, task.model
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = parameters
-    if config.extra_positions_only:
-        trained = model.encoder.embeddings.position_embeddings.weight.numel()
-    micro = config.batch_size // config.micro_batch_size
-    passes = -(-micro // int(os.environ.get("WORLD_SIZE", "1")))
-    tokens = config.steps * config.batch_size * config.sequence_length
-    # fp32 weights and gradients on every process; Adam's two moments are divided from ZeRO 1 on.
-    moments = trained * 8 / (int(os.environ.get("WORLD_SIZE", "1")) if config.zero_stage else 1)
-    states = (parameters * 4 + trained * 4 + moments) / 2**30
-    return "\n".join(
-        [
-            f"model     {model.config.architecture}, {parameters:,} parameters ({trained:,} trained), "
-            f"{model.config.max_tokens:,} positions",
-            f"corpus    {config.corpus}: {len(task.data):,} sequences of {config.sequence_length:,} tokens",
-            f"batch     {config.batch_size} sequences = {micro} micro-batches of {config.micro_batch_size}, "
-            f"{passes} on each of {os.environ.get('WORLD_SIZE', '1')} processes",
-            f"steps     {config.steps:,} = {tokens:,} tokens, "
-            f"{config.steps * config.batch_size / len(task.data):.2f} epochs",
-            f"memory    {states:.2f} GiB a process for weights, gradients and Adam's moments; activations come on top",
-        ]
     )
 
 

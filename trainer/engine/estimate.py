@@ -1,0 +1,267 @@
+"""What a run will take, before its first step: the batch's arithmetic, memory a process, time, and disk.
+
+All of it is arithmetic over the configuration; nothing is allocated. Memory counts what autograd keeps of this model,
+tensor by tensor, so a change of the model changes it here too; a test compares it with a real step's. Time is an
+estimate: FLOPs over the rate that such steps reach, not over the peak.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.engine.config import Pretraining
+from trainer.engine.flops import peak_flops, recomputed_flops, step_flops
+from trainer.engine.monitor import duration
+from trainer.model.heads import MaskedLanguageModel
+from trainer.model.longformer import EncoderConfig
+
+MFU = 0.35
+"""Of a GPU's peak, what a step of an encoder of this size reaches as a rule: a guess, said to be one."""
+OF_PRODUCTS = 0.7
+"""On a CPU, of the rate of torch.mm, what a step reaches: `python -m trainer.benchmark` prints it as "of bound"."""
+GRADIENT_BUCKET = 500_000_000
+"""Elements of the buffer that ZeRO gathers gradients in before it reduces them (DeepSpeed's default)."""
+OVERHEAD = 0.02
+"""Seconds of a step under which its products say nothing about it."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process at the peak of a step, by what they hold. The libraries themselves come on top."""
+
+    weights: int
+    """fp32 weights; with ZeRO the optimizer's own part of them, and with bf16 the copies that the products read."""
+    gradients: int
+    moments: int
+    activations: int
+    """What the layers keep for the backward pass, and the widest of what it needs beside them."""
+    logits: int
+    """Of the masked places over the vocabulary, and their gradient."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.moments + self.activations + self.logits
+
+
+def parameter_count(config: EncoderConfig) -> int:
+    """Parameters of the masked-language model, without making it."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in MaskedLanguageModel(config).parameters())
+
+
+def trained_count(config: EncoderConfig, training: Pretraining) -> int:
+    """Parameters that the optimizer changes; of the position table all rows, though some of them may be held."""
+    if training.extra_positions_only:
+        return config.max_position_embeddings * config.hidden_size
+    return parameter_count(config)
+
+
+def masked_places(training: Pretraining) -> int:
+    """Of a sequence; as `trainer.batches.masking` takes them."""
+    return max(1, round(training.masked_fraction * (training.sequence_length - 2)))
+
+
+def layer_bytes(config: EncoderConfig, training: Pretraining, on_gpu: bool) -> tuple[int, int]:
+    """Bytes a token that one layer keeps for its backward pass: up to its attention, and after it.
+
+    In fp32, up to it: the layer's input, query, key and value, the attention's output, logsumexp. After it: that output
+    laid out by token, two dropout masks, the inputs of both LayerNorms and the first one's output, the GELU's input
+    and output. In bf16 the products' operands are 2 bytes wide, the residual stream stays fp32, and each of query, key
+    and value has its own copy of the input.
+    """
+    width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    bf16 = training.precision == "bf16"
+    operand = 2 if bf16 else 4
+    mask = (
+        (1 if on_gpu else operand) if config.hidden_dropout_prob else 0
+    )  # a bool on GPUs, the factor on CPUs
+    before = (3 * 2 * width if bf16 else 4 * width) + 4 * operand * width + 4 * heads
+    norms = 2 * (4 * width + 8) + operand * width
+    after = operand * width + 2 * mask * width + norms + 2 * operand * inner
+    return before, after
+
+
+def memory(config: EncoderConfig, training: Pretraining, world_size: int, on_gpu: bool) -> Memory:
+    """The peak of a training step."""
+    parameters, trained = parameter_count(config), trained_count(config, training)
+    bf16, stage = training.precision == "bf16", training.zero_stage
+    operand = 2 if bf16 else 4
+    share = -(-trained // world_size)
+    weights = 4 * parameters + (4 * share if stage else 0)
+    if bf16:
+        weights += 2 * parameters
+    gradients = 4 * trained
+    if stage:
+        # Beside its part of the reduced gradient a buffer, which only a GPU fills with memory before it is used.
+        bucket = 4 * (GRADIENT_BUCKET if on_gpu else min(GRADIENT_BUCKET, trained))
+        gradients = bucket + 4 * share + (4 * trained if stage == 1 else 0)
+    moments = 8 * (share if stage else trained)
+
+    tokens = training.micro_batch_size * training.sequence_length
+    scored = training.micro_batch_size * masked_places(training)
+    width, layers = config.hidden_size, config.num_hidden_layers
+    before, after = layer_bytes(config, training, on_gpu)
+    layer = tokens * (before + after)
+    last = tokens * before + scored * after  # only masked places go on after the last attention
+    embeddings = tokens * (8 * width + 24)  # the sum, its dropout mask; ids and positions
+    head = scored * (2 * operand + 8) * width
+    # The gradients of a layer's widest tensors, while its backward pass runs.
+    passing = tokens * operand * (2 * config.intermediate_size + 2 * width)
+    logits = 2 * operand * scored * config.vocab_size
+    if training.activation_checkpointing:
+        kept = layers * tokens * 4 * width + embeddings
+        beside = layer + passing
+    else:
+        kept = (layers - 1) * layer + last + embeddings
+        beside = passing
+    # The logits are gone when the backward pass is through the head: what comes after may take their place.
+    activations = kept + max(head, beside - logits)
+    return Memory(weights, gradients, moments, activations, logits)
+
+
+def disk(config: EncoderConfig, training: Pretraining) -> tuple[int, int]:
+    """(bytes of a checkpoint, bytes of the export): fp32 weights and two moments; weights and global projections."""
+    parameters = parameter_count(config)
+    checkpoint = 4 * parameters + 8 * trained_count(config, training)
+    width = config.hidden_size
+    projections = (
+        3 * config.num_hidden_layers * (width**2 + width) if config.architecture == "longformer" else 0
+    )
+    return checkpoint, 4 * (parameters + projections)
+
+
+def readable(size: int) -> str:
+    return f"{size / GIB:,.2f} GiB" if size >= GIB else f"{size / 2**20:,.1f} MiB"
+
+
+def free_bytes(run: Path) -> int:
+    """Of the file system on which RUN lies, or will."""
+    existing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
+def product_rate(seconds: float = 0.25) -> float:
+    """FLOP/s of torch.mm on this process's threads, measured for about this long."""
+    side = 768
+    left, right = torch.ones(2 * side, side), torch.ones(side, side)
+    torch.mm(left, right)
+    count, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        torch.mm(left, right)
+        count += 1
+    return count * 2 * 2 * side**3 / passed
+
+
+def step_seconds(
+    config: EncoderConfig, training: Pretraining, world_size: int, gpu: str | None
+) -> float | None:
+    """A step's estimated time; None on a GPU whose peak is not known. `gpu`: its name, None on a CPU.
+
+    What counts are the passes of the busiest process. On a CPU its torch.mm is measured.
+    """
+    passes = passes_per_process(training, world_size)
+    sequences = passes * training.micro_batch_size
+    places, tokens = masked_places(training), training.sequence_length
+    trained = not training.extra_positions_only
+    model = step_flops(config, tokens, places, sequences, weights_trained=trained)
+    again = recomputed_flops(
+        config, tokens, sequences, places=places, activation_checkpointing=training.activation_checkpointing
+    )
+    if gpu is None:
+        return (model + again) / (product_rate() * OF_PRODUCTS)
+    peak = peak_flops(gpu, training.precision)
+    # Layers that are computed again reach what they reached before, so the rate is that of all products.
+    return None if peak is None else (model + again) / (peak * MFU)
+
+
+def passes_per_process(training: Pretraining, world_size: int) -> int:
+    return -(-training.batch_size // training.micro_batch_size // world_size)
+
+
+def describe_plan(
+    config: EncoderConfig, training: Pretraining, sequences: int, world_size: int, gpu: str | None = None
+) -> list[str]:
+    """Lines for the log and for --dry-run.
+
+    sequences: of the training split. gpu: the name of this node's GPUs as torch.cuda.get_device_name gives it, None
+    where the processes run on CPUs.
+    """
+    parameters, trained = parameter_count(config), trained_count(config, training)
+    micro = training.batch_size // training.micro_batch_size
+    passes = passes_per_process(training, world_size)
+    per_step = training.batch_size * training.sequence_length
+    epochs = training.steps * training.batch_size / sequences
+    windows = sorted(set(config.attention_window))
+    seen = f", window {'-'.join(map(str, windows[:: max(1, len(windows) - 1)]))}" if windows else ""
+    idle = passes * world_size - micro
+    return [
+        f"model     {config.architecture}, {config.num_hidden_layers} layers × {config.hidden_size}{seen}, "
+        f"{parameters:,} parameters ({trained:,} trained), {config.max_tokens:,} positions",
+        f"corpus    {training.corpus}: {sequences:,} sequences of {training.sequence_length:,} tokens",
+        f"batch     {training.batch_size} sequences = {micro} micro-batches of {training.micro_batch_size}, "
+        f"{passes} on each of {world_size} processes"
+        + (f" ({idle} of them idle in the last)" if idle else ""),
+        f"steps     {training.steps:,} = {training.steps * per_step:,} tokens, {epochs:.2f} epochs",
+        *_describe_memory(memory(config, training, world_size, gpu is not None), gpu),
+        _describe_time(step_seconds(config, training, world_size, gpu), training, gpu),
+        *_describe_disk(config, training),
+    ]
+
+
+def _describe_memory(found: Memory, gpu: str | None) -> list[str]:
+    parts = {
+        "weights": found.weights,
+        "gradients": found.gradients,
+        "moments": found.moments,
+        "activations": found.activations,
+        "logits": found.logits,
+    }
+    listed = " + ".join(f"{readable(size)} {name}" for name, size in parts.items())
+    line = f"memory    about {readable(found.total)} a process = {listed}; the libraries come on top"
+    if gpu is None:
+        return [f"{line}, and what glibc keeps in reserve"]
+    if not torch.cuda.is_available():
+        return [line]
+    there = torch.cuda.get_device_properties(0).total_memory
+    if found.total < 0.95 * there:
+        return [line]
+    return [
+        line,
+        f"warning   this GPU has {readable(there)}: a smaller micro_batch_size, activation_checkpointing or "
+        f"zero_stage 1 takes less",
+    ]
+
+
+def _describe_time(seconds: float | None, training: Pretraining, gpu: str | None) -> str:
+    if seconds is None:
+        return f"time      not estimated: the peak of {gpu} in {training.precision} is not known here"
+    if seconds < OVERHEAD:
+        return f"time      not estimated: the products of a step take {seconds * 1e3:.1f} ms, less than all around them"
+    how = f"{MFU:.0%} of the peak of {gpu}" if gpu else f"{OF_PRODUCTS:.0%} of what torch.mm reaches here"
+    return (
+        f"time      about {duration(training.steps * seconds)}: {seconds:.3g} s a step, "
+        f"{training.batch_size * training.sequence_length / seconds:,.0f} tokens/s, if it reaches {how}"
+    )
+
+
+def _describe_disk(config: EncoderConfig, training: Pretraining) -> list[str]:
+    checkpoint, export = disk(config, training)
+    keep = training.checkpoint
+    kept = keep.keep_last + (training.steps // keep.keep_every if keep.keep_every else 0)
+    needed, free = (
+        (kept + 1) * checkpoint + export,
+        free_bytes(training.run),
+    )  # one more is written beside them
+    lines = [
+        f"disk      {readable(needed)} in {training.run} = {kept} + 1 checkpoints of {readable(checkpoint)} + "
+        f"export of {readable(export)}; {readable(free)} free"
+    ]
+    if needed > free:
+        lines.append(f"warning   {training.run} has no room for that: free some, or keep fewer checkpoints")
+    return lines
