@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import shutil
 import statistics
 import sys
 import time
@@ -442,8 +441,6 @@ class Run:
 
     def finish(self) -> None:
         """Export the last step's model to RUN/export."""
-        for left in self.config.run.glob(".export.*"):  # by an export that was killed; this run is the only writer
-            shutil.rmtree(left, ignore_errors=True)
         last = self.config.run / "checkpoints" / f"step-{self.config.steps:08d}"
         self.task.export(last, self.config.run / "export")
         self.tell(f"done: {self.config.run / 'export'}")
