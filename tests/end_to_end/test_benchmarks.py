@@ -34,6 +34,8 @@ from attention.benchmark.workload import (
 )
 from attention.figure import save
 from pipeline.filters import FILTERS
+from trainer.benchmark import step
+from trainer.model.heads import MaskedLanguageModel
 
 BOTH = ("forward", "forward+backward")
 PEERS = {"transformers, sliding chunks", "SDPA over blocks", "SDPA, band as mask", "SDPA, dense (no window)"}
@@ -438,13 +440,46 @@ def test_pipeline_scaling(tmp_path: Path) -> None:
 
 
 def test_trainer(tmp_path: Path) -> None:
-    sizes = ["--tokens", "72", "--window", "16", "--layers", "2", "--vocabulary", "600"]
-    printed, found = measure_json("trainer.benchmark", tmp_path, *sizes)
-    rows = found["rows"]
+    printed, found = measure_json("trainer.benchmark", tmp_path, "--quick", "--allocator", "tuned")
+    [measured] = found["step"]["allocators"].values()
+    rows = measured["rows"]
     check_rows(printed, rows)
     assert "2 layers of the base model's 12" in printed
+    assert "MALLOC_MMAP_MAX_=0" in printed
     assert len(rows) == 3
+    assert measured["agree"]
     ours = rows[0]["losses"]
     assert ours[-1] < ours[0]
     for row in rows[1:]:
         assert row["losses"] == pytest.approx(ours, rel=1e-4)
+    assert all(row["tokens_per_second"] > 0 for row in found["data"]["rows"])
+    [start] = found["start"]["rows"]
+    assert min(start.values()) > 0
+    saved = found["checkpoint"]
+    assert saved["bytes"] == 12 * sum(p.numel() for p in base_width_model(128, 16, 600).parameters())
+    assert [row["method"] for row in saved["rows"]] == ["write and fsync", "save", "open and verify"]
+    targets = {target["name"]: target for target in found["targets"]}
+    assert [target["target"] for target in targets.values()] == [3, 20, 3, 3]
+    for name, target in targets.items():
+        assert (target["figure"] >= target["target"]) == (target["reached"] == target["at_least"])
+        assert any(line.startswith(name) for line in printed.splitlines())
+
+
+def base_width_model(tokens: int, window: int, vocabulary: int) -> MaskedLanguageModel:
+    with torch.device("meta"):
+        return MaskedLanguageModel(step.Setting(2, tokens, window, vocabulary, 0).config())
+
+
+def test_a_method_has_the_allocator_asked_for_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    before = dict(os.environ)
+    with step.allocator_environment(ALLOCATORS["tuned"]):
+        meanwhile = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+    assert meanwhile == ALLOCATORS["tuned"]
+    assert dict(os.environ) == before
+
+
+def test_losses_that_differ_are_told() -> None:
+    rows = [{"losses": [2.0, 1.0]}, {"losses": [2.0, 1.00005]}]
+    assert step._agree(rows)
+    assert not step._agree([*rows, {"losses": [2.0, 1.001]}])

@@ -1,0 +1,1 @@
+"""The benchmark: `python -m trainer.benchmark`, and what it measures with."""

@@ -1,0 +1,236 @@
+"""One step of masked-language-model training by us and by transformers' LongformerForMaskedLM, on the same weights.
+
+A step is forward, backward and AdamW in float32 on one masked sequence of random tokens. All take the same batch from
+the same weights, so their losses must agree. Ours scores the masked places alone; transformers scores every token, and
+a second row gives its model our head's way, which shows how much of the difference is the rest.
+
+Each method lives in a process of its own, with the memory allocator that its environment sets.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LongformerConfig, LongformerForMaskedLM
+
+from attention.benchmark.measure import Measured, clock_of, peak_memory
+from attention.benchmark.rates import Product, large_product, tile_product
+from trainer.batches.masking import IGNORED, Masking
+from trainer.engine.flops import recomputed_flops, step_flops
+from trainer.model.folder import config_json, with_global_projections
+from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
+from trainer.model.longformer import EncoderConfig
+
+SPECIAL_IDS = frozenset(range(4))
+LEARNING_RATE = 3e-5
+LOSSES_AGREE = 1e-4  # of each other
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained: the base model's width, so many of its 12 layers, one sequence of `tokens`."""
+
+    layers: int
+    tokens: int
+    window: int
+    vocabulary: int
+    dropout: float
+
+    def config(self) -> EncoderConfig:
+        return EncoderConfig(
+            architecture="longformer",
+            vocab_size=self.vocabulary,
+            num_hidden_layers=self.layers,
+            max_position_embeddings=self.tokens + 2,
+            attention_window=[self.window] * self.layers,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+        )
+
+
+class Batch:
+    """One masked sequence, with its labels at the masked places and, for transformers, at every token."""
+
+    def __init__(self, config: EncoderConfig, tokens: int) -> None:
+        mask_id = config.vocab_size - 1
+        masking = Masking(config.vocab_size, SPECIAL_IDS | {mask_id}, mask_id)
+        original = np.random.default_rng(0).integers(len(SPECIAL_IDS), mask_id, (1, tokens))
+        masked = masking.apply(original, np.zeros(1, dtype=np.uint64))
+        self.input_ids = torch.from_numpy(masked.input_ids)
+        self.places, self.labels = torch.from_numpy(masked.places), torch.from_numpy(masked.labels)
+        self.every_label = torch.full_like(self.input_ids, IGNORED).scatter(1, self.places, self.labels)
+
+
+def ours(model: Any, batch: Batch) -> Tensor:
+    return masked_loss_sum(model(batch.input_ids, batch.places), batch.labels) / batch.labels.numel()
+
+
+def theirs(model: Any, batch: Batch) -> Tensor:
+    return model(batch.input_ids, labels=batch.every_label).loss
+
+
+def theirs_on_masked_places(model: Any, batch: Batch) -> Tensor:
+    hidden = model.longformer(batch.input_ids).last_hidden_state
+    hidden = hidden.gather(1, batch.places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+    return F.cross_entropy(model.lm_head(hidden).flatten(0, 1), batch.labels.flatten())
+
+
+def transformers_model(model: MaskedLanguageModel) -> LongformerForMaskedLM:
+    """transformers' model with our weights."""
+    theirs = LongformerForMaskedLM(LongformerConfig(**config_json(model.config)))
+    result = theirs.load_state_dict(with_global_projections(model.state_dict()), strict=False)
+    left = [name for name in result.missing_keys if "decoder" not in name]  # tied to what was loaded
+    assert not left, left
+    assert not result.unexpected_keys, result.unexpected_keys
+    return theirs
+
+
+@dataclass(frozen=True)
+class Method:
+    loss: Callable[[Any, Batch], Tensor]
+    model: Callable[[MaskedLanguageModel], nn.Module]
+
+
+OURS, PEER = "longspan", "transformers"
+METHODS = {
+    OURS: Method(ours, lambda model: model),
+    PEER: Method(theirs, transformers_model),
+    f"{PEER}, head on masked places": Method(theirs_on_masked_places, transformers_model),
+}
+
+
+# In a method's own process.
+
+
+class Step:
+    """One training step at a time; remembers the last loss."""
+
+    def __init__(self, method: Method, setting: Setting) -> None:
+        torch.manual_seed(0)
+        config = setting.config()
+        self.model = method.model(MaskedLanguageModel(config)).train()
+        self.method, self.batch = method, Batch(config, setting.tokens)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True)
+        self.loss = 0.0
+
+    def __call__(self) -> None:
+        loss = self.method.loss(self.model, self.batch)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss = float(loss.detach())
+
+
+_steps: list[Step] = []  # this process's only one
+
+
+def start_method(name: str, setting: Setting, threads: int) -> tuple[list[float], int | None]:
+    """Make the method's step and take it twice, to warm up and for its memory: the losses, and the peak in bytes."""
+    torch.set_num_threads(threads)
+    step = Step(METHODS[name], setting)
+    _steps.append(step)
+    step()
+    losses = [step.loss]
+    peak = peak_memory(step)
+    return [*losses, step.loss], peak
+
+
+def take_step(threads: int) -> tuple[float, float]:
+    """Seconds and loss of the process's next step."""
+    [step] = _steps
+    return clock_of(threads)(step), step.loss
+
+
+# In the benchmark's.
+
+
+class Alone:
+    """A process for one method, that stays until `close`."""
+
+    def __init__(self, name: str, setting: Setting, threads: int, environment: dict[str, str]) -> None:
+        self.threads = threads
+        with allocator_environment(environment):
+            spawn = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(1, mp_context=spawn)
+            starting: Future[tuple[list[float], int | None]] = self.pool.submit(
+                start_method, name, setting, threads
+            )
+            self.losses, self.peak_bytes = starting.result()
+
+    def step(self) -> float:
+        seconds, loss = self.pool.submit(take_step, self.threads).result()
+        self.losses.append(loss)
+        return seconds
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+
+
+@contextmanager
+def allocator_environment(wanted: dict[str, str]) -> Iterator[None]:
+    """os.environ with these MALLOC_ variables and no others, for processes started meanwhile."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+    try:
+        for name in before:
+            del os.environ[name]
+        os.environ.update(wanted)
+        yield
+    finally:
+        for name in wanted:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def measure_steps(
+    setting: Setting, rounds: int, threads: int, environment: dict[str, str], methods: Sequence[str]
+) -> dict[str, Any]:
+    """A row for each method, and what they share."""
+    products: dict[str, Product] = {"torch.mm": large_product()}
+    try:
+        products["brgemm tiles"] = tile_product(threads)
+    except RuntimeError as error:
+        print(f"no bound by brgemm tiles: {error}")
+    clock = clock_of(threads)
+    product_seconds: dict[str, list[float]] = {name: [] for name in products}
+    with ExitStack() as stack:
+        alone = {name: stack.enter_context(Alone(name, setting, threads, environment)) for name in methods}
+        measured = {name: Measured([], process.peak_bytes) for name, process in alone.items()}
+        for _ in range(rounds):
+            for name, product in products.items():
+                product_seconds[name].append(clock(product.run))
+            for name, process in alone.items():
+                measured[name].seconds.append(process.step())
+    rates = {name: products[name].flops / statistics.median(found) for name, found in product_seconds.items()}
+    places = Batch(setting.config(), setting.tokens).places.shape[1]
+    # What the hardware does: attention's scores once more in the backward pass.
+    flops = step_flops(setting.config(), setting.tokens, places)
+    flops += recomputed_flops(setting.config(), setting.tokens)
+    rows = []
+    for name, found in measured.items():
+        row = {"method": name, "tokens_per_second": setting.tokens / found.median}
+        row |= {"losses": alone[name].losses} | found.as_dict(measured[methods[0]], 0)
+        row["of_bound"] = {product: flops / found.median / rate for product, rate in rates.items()}
+        rows.append(row)
+    return {"rates": rates, "places": places, "flops": flops, "rows": rows, "agree": _agree(rows)}
+
+
+def _agree(rows: Sequence[dict[str, Any]]) -> bool:
+    return all(
+        abs(loss - expected) <= LOSSES_AGREE * abs(expected)
+        for row in rows
+        for loss, expected in zip(row["losses"], rows[0]["losses"], strict=True)
+    )
