@@ -90,7 +90,8 @@ def world_size() -> int:
 def settle(deterministic: bool) -> None:
     """Choose torch's algorithms: never TF32 in fp32 arithmetic, and on demand only such as repeat their bits."""
     torch.set_float32_matmul_precision("highest")
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)  # imports inductor, which takes seconds
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
