@@ -439,8 +439,16 @@ def test_pipeline_scaling(tmp_path: Path) -> None:
     assert scaling["machine"] > 0
 
 
-def test_trainer(tmp_path: Path) -> None:
-    printed, found = measure_json("trainer.benchmark", tmp_path, "--quick", "--allocator", "tuned")
+def check_targets(printed: str, targets: list[dict[str, Any]], expected: list[float]) -> None:
+    assert [target["target"] for target in targets] == expected
+    for target in targets:
+        assert (target["figure"] >= target["target"]) == (target["reached"] == target["at_least"])
+        assert any(line.startswith(target["name"]) for line in printed.splitlines())
+
+
+def test_trainer_steps(tmp_path: Path) -> None:
+    sections = ["--quick", "--allocator", "tuned", "--sections", "step"]
+    printed, found = measure_json("trainer.benchmark", tmp_path, *sections)
     [measured] = found["step"]["allocators"].values()
     rows = measured["rows"]
     check_rows(printed, rows)
@@ -452,17 +460,19 @@ def test_trainer(tmp_path: Path) -> None:
     assert ours[-1] < ours[0]
     for row in rows[1:]:
         assert row["losses"] == pytest.approx(ours, rel=1e-4)
+    check_targets(printed, found["targets"], [3])
+
+
+def test_trainer_beside_its_steps(tmp_path: Path) -> None:
+    sections = ["--quick", "--sections", "data", "start", "checkpoint"]
+    printed, found = measure_json("trainer.benchmark", tmp_path, *sections)
     assert all(row["tokens_per_second"] > 0 for row in found["data"]["rows"])
     [start] = found["start"]["rows"]
     assert min(start.values()) > 0
     saved = found["checkpoint"]
     assert saved["bytes"] == 12 * sum(p.numel() for p in base_width_model(128, 16, 600).parameters())
     assert [row["method"] for row in saved["rows"]] == ["write and fsync", "save", "open and verify"]
-    targets = {target["name"]: target for target in found["targets"]}
-    assert [target["target"] for target in targets.values()] == [3, 20, 3, 3]
-    for name, target in targets.items():
-        assert (target["figure"] >= target["target"]) == (target["reached"] == target["at_least"])
-        assert any(line.startswith(name) for line in printed.splitlines())
+    check_targets(printed, found["targets"], [3, 3])
 
 
 def base_width_model(tokens: int, window: int, vocabulary: int) -> MaskedLanguageModel:
