@@ -1,13 +1,18 @@
 """Configurations: every problem at once, every key overridable, the committed files valid."""
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from pydantic import BaseModel
 
 from trainer.engine.config import InputError, NewModel, Pretraining, parse_arguments
 from trainer.engine.config import load_config as load_any_config
+from trainer.engine.estimate import memory
+from trainer.model.longformer import EncoderConfig
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 
@@ -146,3 +151,96 @@ def test_weights_and_biases_without_its_package(tmp_path: Path, monkeypatch: pyt
         caught.value
     )
     assert "batch_size: found 3" in str(caught.value)
+
+
+def explained(path: Path) -> set[str]:
+    """The dotted keys of a file, each of whose lines must say what it is."""
+    found, section = set(), ""
+    for line in path.read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"( *)([a-z0-9_]+):( \S.*?)? +# \S.*", line)
+        assert match, f"{path.name}: a key without an explanation: {line}"
+        indent, key, value = match.groups()
+        section = section if indent else key
+        if value is not None:
+            found.add(f"{section}.{key}" if indent else key)
+    return found
+
+
+def keys_of(section: type[BaseModel], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= keys_of(inner, f"{prefix}{name}.")
+        else:
+            found.add(prefix + name)
+    return found
+
+
+def test_every_key_is_explained_in_a_committed_file() -> None:
+    found = {path.stem: explained(path) for path in CONFIGS.glob("*.yaml")}
+    continued = keys_of(Pretraining)
+    assert found["longformer_base"] == continued
+    assert found["roberta_base"] >= {f"model.{key}" for key in NewModel.model_fields}
+    known = continued | {f"model.{key}" for key in NewModel.model_fields}
+    for stem, keys in found.items():
+        assert keys <= known, stem
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_arithmetic_of_the_batch_is_right(path: Path) -> None:
+    """ "64 sequences an update = 8 processes × 2 passes × 4 sequences; 64 × 4,096 = 2^18 tokens" in the head."""
+    config, head = load_config(path), path.read_text().replace("\n# ", " ").replace(",", "")
+    if "1x24gb" in path.stem:
+        sizes = re.search(r"(\d+) passes of (\d+) sequences each", head)
+        assert sizes, path
+        assert [int(size) for size in sizes.groups()] == [
+            config.batch_size // config.micro_batch_size,
+            config.micro_batch_size,
+        ]
+        return
+    whole = r"(\d+) sequences an update = (\d+) processes × (\d+) pass(?:es)? × (\d+) sequences?"
+    sizes = re.search(whole + r"; (\d+) × (\d+) = 2\^(\d+) tokens", head)
+    assert sizes, path
+    batch, processes, passes, micro, again, tokens, power = (int(size) for size in sizes.groups())
+    assert (batch, micro, tokens) == (config.batch_size, config.micro_batch_size, config.sequence_length)
+    assert batch == again == processes * passes * micro
+    assert batch * tokens == 2**power
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "heads", "architecture", "processes"),
+    [
+        ("longformer_base", 12, 768, 12, "longformer", 8),
+        ("longformer_base_16k", 12, 768, 12, "longformer", 8),
+        ("longformer_base_1x24gb", 12, 768, 12, "longformer", 1),
+        ("longformer_large", 24, 1024, 16, "longformer", 8),
+        ("roberta_base", 12, 768, 12, "roberta", 8),
+    ],
+)
+def test_the_estimate_in_the_head_is_what_is_estimated(
+    name: str,
+    layers: int,
+    width: int,
+    heads: int,
+    architecture: Literal["roberta", "longformer"],
+    processes: int,
+) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    training = load_config(path)
+    config = EncoderConfig(
+        architecture,
+        50265,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=training.sequence_length + 2,
+        attention_window=[512] * layers if architecture == "longformer" else [],
+    )
+    told = re.search(r"--dry-run estimates (\d+) GiB", path.read_text().replace("\n# ", " "))
+    assert told, path
+    estimated = memory(config, training, processes, on_gpu=True).total / 2**30
+    assert estimated == pytest.approx(int(told.group(1)), abs=0.75)
