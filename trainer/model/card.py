@@ -80,13 +80,13 @@ def _one_window(config: EncoderConfig) -> bool:
 
 
 def _front_matter(config: EncoderConfig, task: str, sources: Iterable[Mapping[str, Any]]) -> str:
-    stated = {str(source.get("licence", "")).strip() for source in sources} - {""}
-    ids = {re.sub(r"[\s_]+", "-", text.lower()) for text in stated}
+    licences = {str(source.get("licence", "")).strip() for source in sources}
+    ids = {re.sub(r"[\s_]+", "-", text.lower()) for text in licences}
     matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     if len(ids) == 1 and ids <= _LICENCES:
         matter["license"] = ids.pop()
-    elif stated:
-        # Which licence a model has whose texts have several is not for a program to say.
+    elif licences - {""}:
+        # Which licence a model has whose texts have several, or one of them none, is not for a program to say.
         matter |= {"license": "other", "license_name": "see-the-corpus-sources"}
     if config.base_model:
         matter["base_model"] = config.base_model.partition("@")[0]
