@@ -205,6 +205,11 @@ def test_files_that_hold_something_else(
         ({**weights, "lm_head.decoder.bias": weights["lm_head.bias"] + 1}, "expected them to be tied"),
         ({name: t for name, t in weights.items() if "layer.1." not in name}, "the weights have 1 layers"),
         ({name: t for name, t in weights.items() if "lm_head.dense" not in name}, "dense.bias: not there"),
+        (
+            {**weights, "roberta.pooler.dense.bias": torch.zeros(5)},
+            "pooler.dense.bias: found [5], expected [48]",
+        ),
+        ({**weights, "roberta.pooler.more": torch.zeros(5)}, "pooler.more: found, and a roberta has no such"),
         ({}, "the weights have 0 layers"),
     ]
     for number, (content, message) in enumerate(cases):
