@@ -64,6 +64,7 @@ def test_killed_anywhere_and_started_again_it_is_the_same_run(
         assert timeless(run) == timeless(whole), told
         for folder in ("checkpoints", "export"):
             assert names(run / folder) == names(whole / folder)
+        assert (run / "export" / "README.md").read_text() == (whole / "export" / "README.md").read_text()
         assert not list(run.glob(".export.*"))
 
 

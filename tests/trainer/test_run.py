@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LongformerForMaskedLM
 
-from tests.trainer.runs import step_folder, step_rows
+from tests.trainer.runs import rows, step_folder, step_rows
 from trainer.model.folder import load_model
 
 
@@ -22,6 +22,15 @@ def test_what_a_run_writes(launched: Path) -> None:
 def test_the_last_checkpoints_and_every_nth_are_kept(launched: Path) -> None:
     left = sorted(path.name for path in (launched / "long-0" / "checkpoints").iterdir())
     assert left == [f"step-{step:08d}" for step in (10, 20, 30, 40, 50, 55, 60)]
+
+
+def test_the_exports_card_tells_what_the_metrics_do(launched: Path) -> None:
+    card = (launched / "fp32-0" / "export" / "README.md").read_text()
+    told = rows(launched / "fp32-0")
+    for row in told:
+        figure = row["bpc"] if "bpc" in row else row["validation_bpc"]
+        assert f"| {row['step']} | {figure:.4f} |" in card
+    assert {"bpc", "validation_bpc"} <= set().union(*told)
 
 
 def test_transformers_loads_the_export_and_gives_our_logits(launched: Path) -> None:
