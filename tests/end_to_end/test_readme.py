@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from deepspeed.launcher.runner import parse_args
 
 from demo.sources import train_tokenizer
-from tests.corpora import made_up_documents
+from tests.corpora import build_small_corpus, made_up_documents
 from tests.pipeline.conftest import environment, write_jsonl, write_tar
 from tests.pipeline.test_ray import Cluster, cluster  # noqa: F401
 from tests.trainer.models import roberta_folder
+from trainer.convert import convert
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -140,6 +142,41 @@ def test_every_command_of_the_attention_page(tmp_path: Path) -> None:
     for command in found:
         run_attention(command, tmp_path, {})
     assert len(found) > 2
+
+
+def test_every_command_of_the_trainer_page(tmp_path: Path) -> None:
+    """One update trained for real; several machines as far as their plan, as one machine has no others."""
+    (tmp_path / "trainer").symlink_to(ROOT / "trainer")
+    roberta = roberta_folder(tmp_path / "roberta", tokens=512, vocab_size=300)
+    corpus = build_small_corpus(tmp_path / "built", sequence_length=4096)
+    shutil.copy(corpus / "tokenizer.json", roberta / "tokenizer.json")
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora" / "longformer").symlink_to(corpus)
+    convert(roberta, tmp_path / "models" / "longformer-base-start", tokens=4096, window=512)
+    (tmp_path / "hosts").write_text("node-a slots=8\nnode-b slots=8\n")
+    found = commands((ROOT / "trainer" / "README.md").read_text(encoding="utf-8"))
+    several = []
+    for command in found:
+        if "--hostfile" in command:
+            several.append(command)
+        elif "trainer/pretrain.py" in command:
+            out = run(command if "--dry-run" in command else f"{command} {ONE_UPDATE}", tmp_path, {})
+            assert "batch     " in out.stdout
+        else:
+            assert command.startswith("python -m trainer.plot runs/longformer-base"), command
+            run(command, tmp_path, {})
+    assert (tmp_path / "runs" / "longformer-base" / "plot.png").stat().st_size > 1000
+    assert (tmp_path / "compare.svg").stat().st_size > 1000
+    # By ssh, and without it on each of two machines: the launcher understands all, and one plans for both machines.
+    understood = [parse_args(shlex.split(command)[1:]) for command in several]
+    assert [(found.hostfile, found.no_ssh, found.node_rank) for found in understood] == [
+        ("hosts", False, -1),
+        ("hosts", True, 0),
+        ("hosts", True, 1),
+    ]
+    assert {found.user_script for found in understood} == {"trainer/pretrain.py"}
+    plan = run(f"{several[1]} --dry-run", tmp_path, {})
+    assert "16 micro-batches of 4, 1 on each of 16 processes" in plan.stdout
 
 
 def run_attention(command: str, folder: Path, variables: dict[str, str]) -> None:
