@@ -71,7 +71,7 @@ def test_a_disk_without_room_for_a_line(corpus: Path, tmp_path: Path, size: str)
             command, env=launcher.environment(), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 2, done.stdout + done.stderr
-        # TensorBoard's writer has a thread of its own, which tells its troubles in its own way.
-        (said,) = [line for line in done.stderr.splitlines() if line.startswith("pretrain: ")]
-        assert "No space left on device" in said
+        # TensorBoard's writer has a thread of its own, which tells its troubles in its own way, and in between.
+        assert done.stderr.count("pretrain: ") == 1, done.stderr
+        assert "No space left on device" in done.stderr.partition("pretrain: ")[2]
         assert newest_checkpoint(disk / "run" / "checkpoints", report=pytest.fail) is None
