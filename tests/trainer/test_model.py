@@ -192,7 +192,7 @@ def test_the_loss_is_torchs_cross_entropy(
     dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss and gradient, whatever the size of the blocks, with ignored labels and a row that is certain."""
-    monkeypatch.setattr(heads, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(heads, "CPU_BLOCK", block)
     torch.manual_seed(0)
     logits = (torch.randn(2, 7, 50) * 5).to(dtype)
     logits[0, 3, 4] = 1000

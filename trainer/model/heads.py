@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 from trainer.batches.masking import IGNORED
 from trainer.model.longformer import Encoder, EncoderConfig, initialise
 
-BLOCK_ELEMENTS = 1 << 22  # of the logits that the loss looks at together: 16 MB in float32
+CPU_BLOCK, GPU_BLOCK = 1 << 19, 1 << 25
+"""Logits that the loss looks at together: what a CPU's cache holds, what keeps a GPU busy."""
 
 
 class MaskedLanguageModelHead(nn.Module):
@@ -104,6 +105,7 @@ class _CrossEntropySum(torch.autograd.Function):
 
 
 def _row_blocks(logits: Tensor) -> Iterator[slice]:
-    """Slices of rows, each of about BLOCK_ELEMENTS numbers."""
-    size = max(1, BLOCK_ELEMENTS // max(1, logits.shape[1]))
+    """Slices of rows, each of about a block of numbers."""
+    block = CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK
+    size = max(1, block // max(1, logits.shape[1]))
     return (slice(start, start + size) for start in range(0, len(logits), size))
