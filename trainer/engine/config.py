@@ -31,6 +31,7 @@ DEEPSPEED_KEYS_MODELLED_HERE = {
     "optimizer",
     "scheduler",
 }
+GRADIENT_BUCKET = 500_000_000  # gradients that ZeRO reduces together, at the most (DeepSpeed's default)
 PATHS = ("run", "model", "corpus")
 
 

@@ -35,7 +35,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from trainer.engine.config import InputError, Optimizer, Training, WeightsAndBiases
+from trainer.engine.config import GRADIENT_BUCKET, InputError, Optimizer, Training, WeightsAndBiases
 from trainer.engine.monitor import prepare_wandb
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -168,6 +168,7 @@ class Engine:
         module = TrainingModule(model, loss, config.precision)
         groups = parameter_groups(model, config.optimizer)
         settings = config.optimizer
+        trained = [parameter for group in groups for parameter in group["params"]]
         betas = (settings.beta1, settings.beta2)
         # Fused: one pass over the weights instead of six, on a CPU as well.
         optimizer = torch.optim.AdamW(
@@ -183,7 +184,11 @@ class Engine:
                 "train_micro_batch_size_per_gpu": config.micro_batch_size,
                 "gradient_accumulation_steps": self.passes,
                 "gradient_clipping": self.clipping,
-                "zero_optimization": {"stage": self.zero_stage},
+                "zero_optimization": {
+                    "stage": self.zero_stage,
+                    # Its buffer is this large whatever it holds: 2 GB by default.
+                    "reduce_bucket_size": min(GRADIENT_BUCKET, sum(p.numel() for p in trained)),
+                },
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": 10**12,
                 **config.deepspeed,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.engine.config import Pretraining
+from trainer.engine.config import GRADIENT_BUCKET, Pretraining
 from trainer.engine.flops import peak_flops, recomputed_flops, step_flops
 from trainer.engine.monitor import duration
 from trainer.model.heads import MaskedLanguageModel
@@ -24,8 +24,6 @@ MFU = 0.35
 """Of a GPU's peak, what a step of an encoder of this size reaches as a rule: a guess, said to be one."""
 OF_PRODUCTS = 0.7
 """On a CPU, of the rate of torch.mm, what a step reaches: `python -m trainer.benchmark` prints it as "of bound"."""
-GRADIENT_BUCKET = 500_000_000
-"""Elements of the buffer that ZeRO gathers gradients in before it reduces them (DeepSpeed's default)."""
 OVERHEAD = 0.02
 """Seconds of a step under which its products say nothing about it."""
 GIB = 2**30
@@ -98,8 +96,7 @@ def memory(config: EncoderConfig, training: Pretraining, world_size: int, on_gpu
         weights += 2 * parameters
     gradients = 4 * trained
     if stage:
-        # Beside its part of the reduced gradient a buffer, which only a GPU fills with memory before it is used.
-        bucket = 4 * (GRADIENT_BUCKET if on_gpu else min(GRADIENT_BUCKET, trained))
+        bucket = 4 * min(GRADIENT_BUCKET, trained)  # beside its part of the reduced gradient
         gradients = bucket + 4 * share + (4 * trained if stage == 1 else 0)
     moments = 8 * (share if stage else trained)
 
