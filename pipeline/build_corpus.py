@@ -63,7 +63,7 @@ the same, byte for byte, as they do for any number of workers.
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. 0 where the corpus is there, 2 where the user has to change something first, 130 where the
     user stopped it."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         build(options)
     except (BuildError, CorpusError) as error:
@@ -267,7 +267,7 @@ def _estimated(found: Estimate) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pipeline.build_corpus", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )

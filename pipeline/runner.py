@@ -6,6 +6,7 @@ nothing larger goes through Ray's object store.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from pipeline.errors import BuildError
@@ -72,8 +73,7 @@ class RayRunner:
         if cpus_there < 1:
             ray.shutdown()
             raise BuildError(f"the Ray cluster has {cpus_there} CPUs; a unit of work needs one")
-        # Two a CPU, so that none waits for work; but no more than were asked for where Ray has more.
-        self._in_flight = max_cpus if max_cpus and max_cpus < cpus_there else 2 * cpus_there
+        self._max_cpus = max_cpus
         memory = task_memory(ray.nodes())
         self._task = ray.remote(num_cpus=1, memory=memory, max_retries=RETRIES)(_execute)
 
@@ -88,10 +88,8 @@ class RayRunner:
         self, waiting: Iterator[Unit], running: dict[Any, Unit], stores: Stores
     ) -> Iterator[tuple[Unit, Record]]:
         while True:
-            for unit in waiting:
+            for unit in islice(waiting, max(0, self._in_flight() - len(running))):
                 running[self._task.remote(unit, stores)] = unit
-                if len(running) >= self._in_flight:
-                    break
             if not running:
                 return
             ready, _ = self._ray.wait(list(running), num_returns=1)
@@ -111,6 +109,12 @@ class RayRunner:
                         self._ray.cancel(other, force=True)
                     raise result
                 yield unit, result
+
+    def _in_flight(self) -> int:
+        """Units to have on the way. Two a CPU, so that none waits for work; but no more than were asked for where Ray
+        has more. Counted anew each time: an autoscaler starts machines for what waits, and machines are lost."""
+        cpus = max(1, int(self._ray.cluster_resources().get("CPU", 0)))
+        return self._max_cpus if self._max_cpus and self._max_cpus < cpus else 2 * cpus
 
     def close(self) -> None:
         self._ray.shutdown()
