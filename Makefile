@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo test drills bench lint format clean
+.PHONY: help demo test drills bench lint format constraints clean
 help:
 	@echo "make demo    corpus, pretraining, conversion and a table-5 table on this machine's own documentation"
 	@echo "make test    every check and test (needs nothing installed before)"
@@ -46,6 +46,11 @@ bench: $(VENV)/.installed
 	$(RUN) -m attention.benchmark
 	$(RUN) -m pipeline.benchmark
 	$(RUN) -m trainer.benchmark
+
+# What a cluster's machines install: the versions of this environment, tested before.
+constraints: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet -e '.[s3,gcs,aws,gcp]'
+	$(RUN) -m cluster.constraints > cluster/constraints.txt
 
 format: $(VENV)/.installed
 	$(VENV)/bin/ruff check --fix .
