@@ -245,6 +245,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The launcher ends all ranks when one of them fails: the one that speaks must not be ended before it did.
             time.sleep(TIME_TO_SPEAK)
         return 2 if isinstance(error, InputError) else 1
+    except RuntimeError as error:
+        if not processes.is_lost_peer(error):
+            raise
+        print(
+            f"pretrain: rank {rank()} has lost another process, whose own lines say why; the same command resumes",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
     finally:
         processes.end_processes()
 

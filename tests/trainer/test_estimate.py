@@ -151,7 +151,7 @@ def test_the_plan_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert told["batch"] == "batch     8 sequences = 4 micro-batches of 2, 2 on each of 2 processes"
     assert told["steps"] == "steps     1,000 = 8,192,000 tokens, 0.80 epochs"
     assert re.search(r"about [\d.]+ MiB a process = [\d.]+ MiB weights \+ .* logits", told["memory"])
-    assert re.search(r"about \d+ s: [\d.]+ s a step, [\d,]+ tokens/s, if it reaches 70%", told["time"])
+    assert re.search(r"about \d+ s: [\d.]+ s a step, [\d,]+ tokens/s, if it reaches 85%", told["time"])
     assert "2 + 1 checkpoints" in told["disk"]
     assert "warning" not in told
     assert "not estimated: the products of a step take" in lines(batch_size=2, micro_batch_size=1)["time"]

@@ -136,6 +136,13 @@ def gather_objects(own: Any) -> list[Any]:
     return found
 
 
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an error of a collective says that another process is gone (gloo has no class for it)."""
+    return isinstance(error, dist.DistError) or any(
+        sign in str(error) for sign in ("by peer", "gloo", "Broken pipe")
+    )
+
+
 class TrainingModule(nn.Module):
     """The model and its loss as one module, so that autocast lies inside what DeepSpeed wraps."""
 
@@ -268,21 +275,25 @@ class Engine:
             self.model.train()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """{"weights" | moment: {parameter name: float32 tensor}}; collective, the same on every rank."""
+        """{"weights" | moment: {parameter name: float32 tensor}}; collective, and filled on the first rank alone."""
         out: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
+
+        def keep(kind: str, name: str, value: Tensor) -> None:
+            if rank() == 0:
+                out[kind][name] = value.detach().to("cpu", torch.float32, copy=True)
+
         for name, parameter in self.model.named_parameters():
-            full = (
-                safe_get_full_fp32_param(parameter) if self.zero_stage and parameter.requires_grad else None
+            trained = parameter.requires_grad
+            keep(
+                "weights",
+                name,
+                safe_get_full_fp32_param(parameter) if self.zero_stage and trained else parameter,
             )
-            out["weights"][name] = (parameter if full is None else full).detach().float().cpu().clone()
-            if not parameter.requires_grad:
-                continue
-            for moment in MOMENTS:
+            for moment in MOMENTS if trained else ():
                 if self.zero_stage:
-                    value = safe_get_full_optimizer_state(parameter, moment)
+                    keep(moment, name, safe_get_full_optimizer_state(parameter, moment))
                 else:
-                    value = self.optimizer.state[parameter][moment]
-                out[moment][name] = value.detach().float().cpu().clone()
+                    keep(moment, name, self.optimizer.state[parameter][moment])
         return out
 
     def load_state(self, state: dict[str, dict[str, Tensor]], updates: int) -> None:

@@ -22,7 +22,7 @@ from trainer.model.longformer import EncoderConfig
 
 MFU = 0.35
 """Of a GPU's peak, what a step of an encoder of this size reaches as a rule: a guess, said to be one."""
-OF_PRODUCTS = 0.7
+OF_PRODUCTS = 0.85
 """On a CPU, of the rate of torch.mm, what a step reaches: `python -m trainer.benchmark` prints it as "of bound"."""
 OVERHEAD = 0.02
 """Seconds of a step under which its products say nothing about it."""
