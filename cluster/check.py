@@ -71,6 +71,10 @@ def problems(path: Path) -> list[str]:
 def _not_rays(config: dict[str, Any]) -> Iterator[str] | list[str]:
     """What Ray's schema refuses, placeholders left out."""
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    # Ray lets any key of `provider` pass, because it has providers that are not in its schema.
+    provider = schema["properties"]["provider"]
+    provider["additionalProperties"] = False
+    provider["properties"]["coordinator_address"] = {"type": "string"}
     found = []
     for error in jsonschema.Draft7Validator(schema).iter_errors(config):
         if not list(placeholders(error.instance)) or error.validator == "additionalProperties":

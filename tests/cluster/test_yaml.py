@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import botocore.session
+import botocore.validate
+import googleapiclient
 import jsonschema
 import pytest
 import yaml
@@ -81,6 +86,70 @@ def test_a_mistyped_key_is_refused(name: str, key: str) -> None:
     config = filled(read(name)) | {key: []}
     with pytest.raises(jsonschema.ValidationError, match=f"{key}.* unexpected"):
         validate_config(prepare_config(config))
+
+
+@pytest.mark.parametrize("section", ["provider", "auth", "docker", "available_node_types.gpu"])
+@pytest.mark.parametrize("name", CLOUDS)
+def test_check_names_a_mistyped_key_in_a_section(name: str, section: str, in_the_repository: Path) -> None:
+    """Ray itself lets those of `provider` pass."""
+    config = filled(read(name))
+    inner = config
+    for key in section.split("."):
+        inner = inner[key]
+    inner["mistyped"] = 1
+    file = in_the_repository / "mistyped.yaml"
+    file.write_text(yaml.safe_dump(config))
+    (line,) = problems(file)
+    assert line.startswith(f"{section}: ")
+    assert "'mistyped' was unexpected" in line
+
+
+def test_machines_on_aws_are_what_ec2_accepts() -> None:
+    """The fields of a machine, which Ray hands on unseen, against EC2's own description as boto3 has it."""
+    service = botocore.session.get_session().get_service_model("ec2")
+    shape = service.operation_model("RunInstances").input_shape
+    types = filled(read("aws"))["available_node_types"]
+    known = service.shape_for("InstanceType").enum
+    for node_type in types.values():
+        machine = node_type["node_config"]
+        assert machine["InstanceType"] in known
+        # SubnetIds is Ray's: it starts a machine in one of them.
+        given = {key: value for key, value in machine.items() if key != "SubnetIds"}
+        report = botocore.validate.ParamValidator().validate(given | {"MinCount": 1, "MaxCount": 1}, shape)
+        assert not report.has_errors(), report.generate_report()
+    wrong = {"InstanceTyp": "c7i.8xlarge", "MinCount": 1, "MaxCount": 1}
+    assert botocore.validate.ParamValidator().validate(wrong, shape).has_errors()
+
+
+def test_machines_on_google_cloud_are_what_compute_engine_accepts() -> None:
+    """Likewise, against the API's description as Google's client has it."""
+    folder = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents"
+    schemas = json.loads((folder / "compute.v1.json").read_text(encoding="utf-8"))["schemas"]
+    for node_type in filled(read("gcp"))["available_node_types"].values():
+        assert list(misfits(node_type["node_config"], {"$ref": "Instance"}, schemas, "")) == []
+    wrong = {"scheduling": {"provisioningModel": "SPOTTY"}, "machinetype": "x", "disks": [{"boot": "yes"}]}
+    found = sorted(misfits(wrong, {"$ref": "Instance"}, schemas, ""))
+    assert found == [".disks.boot", ".machinetype", ".scheduling.provisioningModel"]
+
+
+def misfits(value: Any, schema: dict[str, Any], schemas: dict[str, Any], where: str) -> Iterator[str]:
+    """Where a value does not fit a schema of Google's discovery format."""
+    schema = schemas[schema["$ref"]] if "$ref" in schema else schema
+    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": float}
+    if schema["type"] == "string" and schema.get("format") == "int64":
+        kinds["string"] = int  # JSON numbers will do
+    if not isinstance(value, kinds[schema["type"]]) or ("enum" in schema and value not in schema["enum"]):
+        yield where
+    elif isinstance(value, list):
+        for inner in value:
+            yield from misfits(inner, schema["items"], schemas, where)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            properties = schema.get("properties", {})
+            if key not in properties:
+                yield f"{where}.{key}"
+            else:
+                yield from misfits(inner, properties[key], schemas, f"{where}.{key}")
 
 
 @pytest.mark.parametrize("name", CLOUDS)
