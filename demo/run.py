@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from demo.commands import Commands, StepFailed
 from demo.sources import read_texts, train_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 320
 # A little under twice RoBERTa's 32 positions, so that a token sees the ends of its neighbouring copies: converting
 # costs something, as it does in the paper, and the updates have something to repair.
@@ -39,10 +36,6 @@ TABLE_5 = (
 )
 
 
-class StepFailed(RuntimeError):
-    """A command of the demo ended with an error; its output is in the log named."""
-
-
 class Demo:
     """Runs the steps into one folder; each command's whole output goes to FOLDER/logs."""
 
@@ -50,55 +43,17 @@ class Demo:
         self.folder = folder
         self.processes = processes
         self.updates = updates
-        self.logs = folder / "logs"
-        self.logs.mkdir(parents=True, exist_ok=True)
-        self.environment = {
-            **os.environ,
-            "LONGSPAN_DEMO": str(folder),
-            "OMP_NUM_THREADS": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            # The commands are found as in an activated environment.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        }
-        self.times: list[tuple[str, float]] = []
+        self.commands = Commands(folder, {"LONGSPAN_DEMO": str(folder)})
 
     def title(self, text: str) -> None:
         print(f"\n== {text}", flush=True)
-
-    def run(self, name: str, *command: str) -> str:
-        """Run a command, showing its own lines but not the launcher's; returns its output."""
-        print(f"$ {shlex.join(command)}", flush=True)
-        started = time.monotonic()
-        shown: list[str] = []
-        with (self.logs / f"{name}.log").open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=self.environment,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-            assert process.stdout is not None
-            for line in process.stdout:
-                log.write(line)
-                if not line.startswith("["):  # dated lines of launchers and libraries
-                    print(f"  {line}", end="", flush=True)
-                    shown.append(line)
-        self.times.append((name, time.monotonic() - started))
-        if process.wait():
-            raise StepFailed(f"{name} ended with exit code {process.returncode}; see {self.logs / name}.log")
-        return "".join(shown)
-
-    def python(self, name: str, module: str, *arguments: str) -> str:
-        return self.run(name, "python", "-m", module, *arguments)
 
     def pretrain(self, name: str, config: str, **keys: str) -> None:
         """Train under DeepSpeed's launcher with a configuration of trainer/configs and overriding keys."""
         if self.updates is not None:
             keys |= {"steps": str(self.updates), "optimizer.warmup_steps": str(self.updates // 2)}
         flags = [part for key, value in keys.items() for part in (f"--{key}", value)]
-        self.run(
+        self.commands.run(
             f"pretrain-{name}",
             *("deepspeed", "--num_gpus", str(self.processes), "trainer/pretrain.py"),
             *("--config", f"trainer/configs/{config}.yaml", "--run", str(self.folder / "runs" / name)),
@@ -108,7 +63,7 @@ class Demo:
     def sources(self) -> None:
         self.title("raw text: this machine's own documentation, in the four sources' formats")
         sources = self.folder / "sources"
-        self.python("sources", "demo.sources", "--to", str(sources))
+        self.commands.python("sources", "demo.sources", "--to", str(sources))
         tokenizer = self.folder / "tokenizer" / "tokenizer.json"
         if not tokenizer.exists():
             train_tokenizer(read_texts(sources), VOCABULARY, tokenizer)
@@ -117,7 +72,7 @@ class Demo:
     def corpus(self) -> None:
         self.title("corpus: 4,096-token sequences, built by Ray on this machine")
         config = "pipeline/configs/demo.yaml"
-        self.python(
+        self.commands.python(
             "corpus", "pipeline.build_corpus", "--config", config, "--output", str(self.folder / "corpus")
         )
 
@@ -129,7 +84,9 @@ class Demo:
         for name, flags in (("longformer-start", ()), ("longformer-uncopied", ("--no-copy-positions",))):
             to = str(self.folder / "models" / name)
             size = ("--max-positions", "4096", "--window", str(WINDOW))
-            self.python(f"convert-{name}", "trainer.convert", "--from", source, "--to", to, *size, *flags)
+            self.commands.python(
+                f"convert-{name}", "trainer.convert", "--from", source, "--to", to, *size, *flags
+            )
         self.title(
             "masked-language modelling continued at 4,096 tokens: all weights, then the added positions alone"
         )
@@ -145,7 +102,7 @@ class Demo:
         for row, _, model in TABLE_5:
             name = model.replace("/", "-")
             arguments = ("--model", str(self.folder / model), "--corpus", str(self.folder / "corpus"))
-            output = self.python(f"evaluate-{name}", "trainer.evaluate", *arguments)
+            output = self.commands.python(f"evaluate-{name}", "trainer.evaluate", *arguments)
             found[row] = float(json.loads(output.strip().splitlines()[-1])["bpc"])
         return found
 
@@ -202,9 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"corpus    {folder / 'corpus'}\nreport    {folder / 'corpus' / 'report.html'}")
     print(f"run       {folder / 'runs' / 'longformer'}  (tensorboard --logdir {folder / 'runs'})")
     print(f"model     {export}\n          LongformerForMaskedLM.from_pretrained({str(export)!r})")
-    print(f"logs      {demo.logs}")
+    print(f"logs      {demo.commands.logs}")
     minutes = (time.monotonic() - started) / 60
-    print(f"\n{minutes:.1f} minutes: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in demo.times))
+    print(
+        f"\n{minutes:.1f} minutes: "
+        + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in demo.commands.times)
+    )
     return 0
 
 
