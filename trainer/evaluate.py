@@ -29,12 +29,18 @@ from trainer.model.heads import MaskedLanguageModel
 
 
 def evaluate(
-    model: MaskedLanguageModel, sequences: Sequences, masking: Masking, count: int, seed: int = 0
+    model: MaskedLanguageModel,
+    sequences: Sequences,
+    masking: Masking,
+    count: int,
+    seed: int = 0,
+    mask_documents: bool = False,
 ) -> dict[str, float]:
-    """{"bpc", "tokens", "sequences"} of a model over the first `count` sequences."""
+    """{"bpc", "tokens", "sequences"} of a model over the first `count` sequences; mask_documents keeps the documents
+    packed into one apart."""
     model.eval()
     tokens = min(model.config.max_tokens, sequences.sequence_length)
-    batches = masked_batches(sequences, masking, np.arange(count), tokens, seed)
+    batches = masked_batches(sequences, masking, np.arange(count), tokens, seed, mask_documents)
     loss, scored = loss_of_batches(model, tqdm(batches, desc="evaluating", disable=not sys.stderr.isatty()))
     if not scored:
         raise InputError(f"{sequences.corpus.folder}: found no token to score in {count} sequences")
@@ -47,6 +53,7 @@ def evaluate_folder(
     split: str = "validation",
     limit: int | None = None,
     seed: int = 0,
+    mask_documents: bool = False,
 ) -> dict[str, float]:
     """As `evaluate`, from a model folder or hub id and a corpus folder or URI."""
     # The whole stored sequences, whatever the model's length: masks are drawn over those.
@@ -66,7 +73,7 @@ def evaluate_folder(
         )
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     count = len(sequences) if limit is None else min(limit, len(sequences))
-    return evaluate(loaded, sequences, corpus_masking(sequences.corpus), count, seed)
+    return evaluate(loaded, sequences, corpus_masking(sequences.corpus), count, seed, mask_documents)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,12 +92,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="validation", choices=("train", "validation"))
     parser.add_argument("--sequences", type=int, metavar="N", help="the first N only (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the masked places (default 0)")
+    parser.add_argument(
+        "--mask-documents", action="store_true", help="keep documents packed into a sequence apart"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.sequences is not None and options.sequences < 1:
             raise InputError(f"--sequences: found {options.sequences}, expected at least 1")
         figures = evaluate_folder(
-            options.model, options.corpus, options.split, options.sequences, options.seed
+            options.model,
+            options.corpus,
+            options.split,
+            options.sequences,
+            options.seed,
+            options.mask_documents,
         )
     except (InputError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)

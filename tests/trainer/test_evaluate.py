@@ -80,6 +80,13 @@ def test_a_shorter_model_is_scored_on_the_same_tokens(models: Path, corpus: Path
     assert len({figure["bpc"] for figure in figures}) == 3
 
 
+def test_documents_kept_apart_are_scored_at_the_same_places(models: Path, corpus: Path) -> None:
+    together = evaluate_folder(models / "longformer", corpus)
+    apart = evaluate_folder(models / "longformer", corpus, mask_documents=True)
+    assert together["tokens"] == apart["tokens"]
+    assert together["bpc"] != apart["bpc"]  # at the borders tokens see less
+
+
 def test_the_command_prints_one_json_line(
     models: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
