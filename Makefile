@@ -8,11 +8,12 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo test drills bench lint format constraints clean
+.PHONY: help demo test drills bench reproduce lint format constraints clean
 help:
 	@echo "make demo    corpus, pretraining, conversion and a table-5 table on this machine's own documentation"
 	@echo "make test    every check and test (needs nothing installed before)"
 	@echo "make drills  the tests that kill things, $(KILLS) times each (KILLS=n)"
+	@echo "make reproduce  the paper's table 5 at a small scale, three seeds; resumable (REPRODUCE='--seeds 5', ...)"
 	@echo "make bench   the benchmarks beside their peers"
 	@echo "make lint    ruff and mypy;  make format: ruff's formatter"
 
@@ -47,6 +48,9 @@ bench: $(VENV)/.installed
 	$(RUN) -m pipeline.benchmark
 	$(RUN) -m trainer.benchmark
 
+reproduce: $(VENV)/.installed
+	$(RUN) -m reproduce.table5 $(REPRODUCE)
+
 # What a cluster's machines install: the versions of this environment, tested before.
 constraints: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet -e '.[s3,gcs,aws,gcp]'
@@ -57,4 +61,4 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_output
+	rm -rf $(VENV) build dist *.egg-info demo_output reproduce_output

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("attention", "pipeline", "trainer", "cluster")
+PACKAGES = ("attention", "pipeline", "trainer", "cluster", "demo", "reproduce")
 MAY_IMPORT = {
     "attention": {"attention"},
     "pipeline": {"pipeline"},
     "trainer": {"trainer", "attention", "pipeline"},
     "cluster": {"cluster", "pipeline", "trainer"},
+    # Users of the rest, which nothing else may lean on. What they share lies in demo: making text, running commands.
+    "demo": {"demo", "attention", "pipeline", "trainer"},
+    "reproduce": {"reproduce", "demo", "attention", "pipeline", "trainer"},
 }
 TRAINER_MAY_TAKE_OF_PIPELINE = {
     "pipeline.shards",
