@@ -16,6 +16,7 @@ help:
 	@echo "make reproduce  the paper's table 5 at a small scale, three seeds; resumable (REPRODUCE='--seeds 5', ...)"
 	@echo "make bench   the benchmarks beside their peers"
 	@echo "make lint    ruff and mypy;  make format: ruff's formatter"
+	@echo "make constraints  the exact versions that a cluster's machines install, from this environment"
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Longspan needs Python >= 3.11, found " + sys.version)'

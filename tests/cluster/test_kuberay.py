@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster" / "kuberay"
 JOBS = ("rayjob-corpus", "rayjob-pretrain")
 KUBERNETES = "1.31"
+NO_RIGHTS = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def closed(required: list[str], **properties: Any) -> dict[str, Any]:
@@ -55,7 +56,7 @@ RAYJOB = closed(
             rayVersion={"type": "string", "pattern": r"^\d+\.\d+\.\d+$"},
             authOptions=closed(["mode", "secretName"], mode={"enum": ["token", "disabled"]}, secretName=TEXT),
             enableInTreeAutoscaling={"type": "boolean"},
-            autoscalerOptions=closed([], idleTimeoutSeconds=COUNT),
+            autoscalerOptions=closed([], idleTimeoutSeconds=COUNT, securityContext={"type": "object"}),
             headGroupSpec=closed(
                 ["rayStartParams", "template"],
                 serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
@@ -116,7 +117,7 @@ def test_the_schema_is_strict(name: str) -> None:
             value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         )
         own = [value] if isinstance(value, dict) else []
-        free = ("template", "submitterPodTemplate", "rayStartParams")
+        free = ("template", "submitterPodTemplate", "rayStartParams", "securityContext")
         return own + [found for key, each in inner if key not in free for found in sections(each)]
 
     changed = job(name)
@@ -189,10 +190,9 @@ def test_no_pod_has_more_rights_than_it_needs(name: str) -> None:
         assert spec["automountServiceAccountToken"] is (kind == "head")  # for the autoscaler
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
         for container in spec["containers"]:
-            assert container["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "capabilities": {"drop": ["ALL"]},
-            }
+            assert container["securityContext"] == NO_RIGHTS
+    autoscaler = job(name)["spec"]["rayClusterSpec"]["autoscalerOptions"]
+    assert autoscaler["securityContext"] == NO_RIGHTS
 
 
 @pytest.mark.parametrize("name", JOBS)
