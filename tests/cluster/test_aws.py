@@ -1,5 +1,5 @@
-"""Ray's own provider starts the machines of aws.yaml, on moto's EC2: they get what the file names, and Ray makes no roles
-and security groups of its own, which would be wider."""
+"""Ray's own provider starts the machines of aws.yaml, on moto's EC2: they get what the file names, and Ray makes no
+roles and security groups of its own, which would be wider."""
 
 from __future__ import annotations
 
