@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -55,10 +56,13 @@ def claim(folder: Path, recipe: Recipe, text: Path) -> TextIO:
             for key in sorted(wanted[section].keys() | found[section].keys())
             if wanted[section].get(key) != found[section].get(key)
         ]
-        if differing:
+        if differing and any(folder.glob("seed-*")):
             raise InputError(
                 f"{folder}: begun with other settings; give another --output:\n" + "\n".join(differing)
             )
+        if differing:  # nothing is trained yet: a text that could not be read may be mended
+            for made in ("tokenizer", "corpus"):
+                shutil.rmtree(folder / made, ignore_errors=True)
     elif any(path.name != ".lock" for path in folder.iterdir()):
         raise InputError(f"{folder}: holds something else (no recipe.json), expected a new folder")
     write_atomically(begun, (json.dumps(wanted, indent=2) + "\n").encode())

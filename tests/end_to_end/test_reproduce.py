@@ -18,6 +18,7 @@ from reproduce.intervals import T_975, interval, paired
 from reproduce.recipe import DEFAULT, Plan, load_recipe, merged
 from reproduce.report import steps_of_order
 from reproduce.steps import read_metrics
+from reproduce.table5 import claim
 from tests.corpora import made_up_documents
 from trainer.engine.config import InputError
 
@@ -90,6 +91,26 @@ def test_a_recipe_names_all_that_is_wrong_with_it(tmp_path: Path) -> None:
         load_recipe(path)
     for key in ("window", "vocabulary", "windws"):
         assert re.search(rf"^  {key}: ", str(error.value), re.MULTILINE)
+
+
+def test_settings_may_be_mended_until_something_is_trained(tmp_path: Path) -> None:
+    text, recipe = tmp_path / "text.yaml", load_recipe(DEFAULT)
+    text.write_text(yaml.safe_dump({"sources": [{"kind": "text", "path": "raw"}]}))
+    folder = tmp_path / "output"
+    claim(folder, recipe, text).close()
+    (folder / "corpus").mkdir()
+    mended = recipe.model_copy(update={"vocabulary": 300})
+    claim(folder, mended, text).close()
+    assert not (folder / "corpus").exists()
+    (folder / "seed-0").mkdir()
+    with claim(folder, mended, text), pytest.raises(InputError, match="another reproduction is writing"):
+        claim(folder, mended, text)
+    with pytest.raises(InputError, match=r"recipe\.vocabulary: now 320, begun with 300"):
+        claim(folder, recipe, text)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "thesis.txt").touch()
+    with pytest.raises(InputError, match="holds something else"):
+        claim(tmp_path / "else", recipe, text)
 
 
 # The whole, on made-up text.
