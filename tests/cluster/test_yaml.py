@@ -212,6 +212,22 @@ def test_the_shared_folder_is_there_before_ray_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLOUDS)
+def test_a_machine_whose_files_the_container_could_not_read_is_refused(name: str, tmp_path: Path) -> None:
+    """Files that Ray copies belong to the machine's account: the token would be unreadable, and Ray not start."""
+    (command,) = [
+        each for each in read(name)["initialization_commands"] if "id -u" in each and "1000" in each
+    ]
+    (user,) = re.findall(r"--uid (\d+)", (ROOT / "cluster" / "Dockerfile").read_text(encoding="utf-8"))
+    for number, status in ((user, 0), ("1001", 1)):
+        stand_in = tmp_path / "id"
+        stand_in.write_text(f"#!/bin/sh\necho {number}\n")
+        stand_in.chmod(0o755)
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        done = subprocess.run(["bash", "-c", command], env={"PATH": path, "USER": "x"}, check=False)
+        assert done.returncode == status
+
+
+@pytest.mark.parametrize("name", CLOUDS)
 def test_containers_have_shared_memory_and_limits(name: str) -> None:
     config = read(name)
     options = config["docker"]["run_options"]
