@@ -96,7 +96,6 @@ def from_outside(folder: Path, name: str) -> None:
         (lambda folder: unlist(folder, "state.json"), "does not list state.json"),
         (lambda folder: relist(folder, "state.json", b"[]"), "found step [], expected 2"),
         (lambda folder: relist(folder, "state.json", b'{"step": 1}'), "found step 1, expected 2"),
-        (lambda folder: relist(folder, "state.json", b'{"step": 2}'), "has no corpus"),
         (lambda folder: relist(folder, "state.json", b"{"), "not a checkpoint's manifest"),
         (lambda folder: (folder / "manifest.json").write_text('{"a": 1}'), "does not list"),
     ],
@@ -112,6 +111,27 @@ def test_a_checkpoint_that_we_did_not_write_so_is_passed_over(
     assert found.step == 1
     (report,) = reports
     assert message in report
+
+
+def test_a_whole_checkpoint_of_another_kind_is_not_passed_over(tmp_path: Path) -> None:
+    """The next save would remove it."""
+    save(tmp_path, 1, 2)
+    relist(tmp_path / "step-00000002", "state.json", b'{"step": 2}')
+    with pytest.raises(InputError, match=r"state\.json: has no corpus, expected .* give another --run"):
+        newest_checkpoint(tmp_path, pytest.fail, keys=("corpus",))
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, 2)
+
+    def refused(path: Path) -> str:  # the superuser, whom tests may be run by, may read everything
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "file_sha256", refused)
+    with pytest.raises(InputError, match=r"step-00000002/.*: Permission denied, expected a checkpoint"):
+        newest_checkpoint(tmp_path, pytest.fail)
 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path: Path) -> None:
@@ -237,6 +257,16 @@ def test_a_broken_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> Non
     (tmp_path / "step-00000005" / "weights.safetensors").write_bytes(b"")
     save(tmp_path, 5)
     assert open_checkpoint(tmp_path / "step-00000005").step == 5
+
+
+def test_a_link_to_a_broken_checkpoint_of_the_same_step_makes_room(tmp_path: Path) -> None:
+    save(tmp_path / "large_disk", 5)
+    (tmp_path / "large_disk" / "step-00000005" / "weights.safetensors").write_bytes(b"")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "step-00000005").symlink_to(tmp_path / "large_disk" / "step-00000005")
+    save(tmp_path / "run", 5)
+    assert open_checkpoint(tmp_path / "run" / "step-00000005").step == 5
+    assert (tmp_path / "large_disk" / "step-00000005").is_dir()
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:

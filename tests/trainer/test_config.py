@@ -69,6 +69,75 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str
         load_config(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimizer: {power: 2}\noptimizer: {epsilon: 1e-8}\n", "'optimizer' is there twice in its section"),
+        ("optimizer: {learning_rate: .inf}\n", r"learning_rate: found inf, expected a? ?finite number"),
+        ("hang_minutes: .nan\n", "hang_minutes: found nan"),
+        ("deepspeed: " + "[" * 5000 + "]" * 5000 + "\n", "not YAML"),
+        ("seed: 100000000000000000000000\nsteps_: 1\n", "steps_: unknown key"),
+    ],
+)
+def test_values_that_would_be_found_out_late(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(write(tmp_path, MINIMAL + text))
+
+
+def test_steps_have_names_for_their_checkpoints(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, MINIMAL), [("steps", "99999999")]).steps == 99_999_999
+    with pytest.raises(InputError, match="steps: found 100000000, expected less than or equal to 99999999"):
+        load_config(write(tmp_path, MINIMAL), [("steps", "100000000")])
+
+
+@pytest.mark.parametrize("key", ["run", "model", "corpus"])
+def test_a_home_that_nobody_has(tmp_path: Path, key: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}\.?:? ?found '~nobody-has-this/x', expected the home"):
+        load_config(write(tmp_path, MINIMAL), [(key, "~nobody-has-this/x")])
+
+
+def test_a_value_of_nested_aliases_does_not_fill_the_message(tmp_path: Path) -> None:
+    bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
+    with pytest.raises(InputError) as caught:
+        load_config(write(tmp_path, f"a0: &a0 [x]\n{bomb}" + MINIMAL + "seed: *a8\n"))
+    assert len(str(caught.value)) < 10_000
+
+
+def test_which_keys_a_run_continues_under(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    exact = load_config(path).exact()
+    free = [
+        ("run", "s"),
+        ("corpus", "d"),
+        ("data.cache_dir", "2024"),
+        ("log_every", "3"),
+        ("zero_stage", "2"),
+        ("checkpoint.every", "7"),
+        ("evaluation.every", "7"),
+        ("loss_spike.ratio", "7"),
+        ("deepspeed.wall_clock_breakdown", "true"),
+        ("activation_checkpointing", "true"),
+    ]
+    assert load_config(path, free).exact() == exact
+    decides = [
+        ("seed", "1"),
+        ("steps", "1001"),
+        ("batch_size", "32"),
+        ("micro_batch_size", "2"),
+        ("precision", "bf16"),
+        ("sequence_length", "128"),
+        ("mask_documents", "true"),
+        ("masked_fraction", "0.2"),
+        ("extra_positions_only", "true"),
+        ("optimizer.weight_decay", "0.1"),
+        ("optimizer.gradient_clipping", "0.1"),
+        ("loss_spike.skip", "true"),
+        ("deepspeed.communication_data_type", "bf16"),
+    ]
+    for override in decides:
+        assert load_config(path, [override]).exact() != exact, override
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         load_config(tmp_path / "none.yaml")

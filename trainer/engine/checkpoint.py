@@ -101,6 +101,8 @@ def save_checkpoint(
         beside.mkdir()
         _write(beside, state, texts)
         # A broken checkpoint of the same step may be in the way: it was passed over when this run resumed.
+        if target.is_symlink():
+            target.unlink()
         shutil.rmtree(target, ignore_errors=True)
         beside.rename(target)
         _sync(checkpoints)
@@ -148,7 +150,10 @@ def _not_saved(target: Path, error: OSError, needed: int) -> str:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """A complete checkpoint, every file checked; ValueError says what is wrong with it."""
+    """A complete checkpoint, every file checked; ValueError says what is wrong with it.
+
+    PermissionError where it may not be read: that says nothing about the checkpoint.
+    """
     match = _NAME.match(folder.name)
     if not match:
         raise ValueError(f"{folder}: found the name {folder.name!r}, expected step-00000100 or the like")
@@ -164,6 +169,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         with ThreadPoolExecutor(_WRITERS) as readers:
             list(readers.map(lambda name: _check(folder, name, listed[name]), listed))
         facts = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except PermissionError:
+        raise
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
         raise ValueError(f"{manifest}: not a checkpoint's manifest ({error!r})") from error
     if not isinstance(facts, dict) or facts.get("step") != step:
@@ -198,17 +205,26 @@ def newest_checkpoint(
 ) -> Checkpoint | None:
     """The newest complete checkpoint of a run, or None; broken ones are reported and passed over.
 
-    `keys` are the facts that the caller will read: a checkpoint without one of them is none of its own.
+    `keys` are the facts that the caller will read. InputError where a complete checkpoint has not all of them, or may
+    not be read: passed over it would be removed by the next save, and it is somebody's work.
     """
     for _, folder in reversed(_steps(checkpoints)):
         try:
             found = open_checkpoint(folder)
-            missing = [key for key in keys if key not in found.facts]
-            if missing:
-                raise ValueError(f"{folder / STATE}: has no {', '.join(missing)}")
-            return found
+        except PermissionError as error:
+            raise InputError(
+                f"{error.filename}: {error.strerror}, expected a checkpoint that can be read"
+            ) from error
         except ValueError as error:
             report(f"passing over a broken checkpoint: {error}")
+            continue
+        missing = [key for key in keys if key not in found.facts]
+        if missing:
+            raise InputError(
+                f"{folder / STATE}: has no {', '.join(missing)}, expected a checkpoint of this kind of training; "
+                f"give another --run"
+            )
+        return found
     return None
 
 

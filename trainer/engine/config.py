@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import reprlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,17 @@ DEEPSPEED_KEYS_MODELLED_HERE = {
     "scheduler",
 }
 GRADIENT_BUCKET = 500_000_000  # gradients that ZeRO reduces together, at the most (DeepSpeed's default)
-PATHS = ("run", "model", "corpus")
+# Keys of it that only tell; any other may decide what is computed, and a run continues under the same one.
+DEEPSPEED_KEYS_THAT_TELL = {
+    "comms_logger",
+    "dump_state",
+    "flops_profiler",
+    "memory_breakdown",
+    "steps_per_print",
+    "wall_clock_breakdown",
+}
+PATHS = ("run", "model", "corpus", "data.cache_dir")
+MOST_STEPS = 99_999_999  # a checkpoint's name has eight digits
 
 
 class InputError(ValueError):
@@ -40,7 +51,7 @@ class InputError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class NewModel(Section):
@@ -129,7 +140,7 @@ class Training(Section):
 
     run: Path = Field(description="folder of the run; the same command again resumes what lies there")
     seed: int = Field(0, ge=0, description="of order, masks, dropout and initial weights")
-    steps: int = Field(ge=1, description="updates in all")
+    steps: int = Field(ge=1, le=MOST_STEPS, description="updates in all")
     batch_size: int = Field(64, ge=1, description="sequences an update, over all processes")
     micro_batch_size: int = Field(
         1,
@@ -167,7 +178,7 @@ class Training(Section):
     @field_validator("run")
     @classmethod
     def _expand_home(cls, path: Path) -> Path:
-        return path.expanduser()
+        return expand_home(path)
 
     def misfits(self) -> list[str]:
         """Keys that do not fit together, a line each."""
@@ -197,10 +208,13 @@ class Training(Section):
     def exact(self) -> dict[str, Any]:
         """The keys that determine what the run computes: a checkpoint continues only under the same ones.
 
-        Which loss is a spike decides something only where spikes are skipped.
+        Which loss is a spike decides something only where spikes are skipped, and of DeepSpeed's raw keys those that
+        only tell do not.
         """
-        free = set(FREE_KEYS) if self.loss_spike.skip else {*FREE_KEYS, "loss_spike"}
-        kept: dict[str, Any] = json.loads(self.model_dump_json(exclude=free))
+        kept: dict[str, Any] = json.loads(self.model_dump_json(exclude=set(FREE_KEYS)))
+        if not self.loss_spike.skip:
+            kept["loss_spike"] = {"skip": False}
+        kept["deepspeed"] = {k: v for k, v in kept["deepspeed"].items() if k not in DEEPSPEED_KEYS_THAT_TELL}
         return kept
 
 
@@ -218,7 +232,6 @@ FREE_KEYS = (
     "compile",
     "deterministic",
     "zero_stage",
-    "deepspeed",
 )
 
 
@@ -245,7 +258,7 @@ class Pretraining(Training):
     @classmethod
     def _expand_homes(cls, location: str | NewModel) -> str | NewModel:
         if isinstance(location, str) and location.startswith("~"):
-            return str(Path(location).expanduser())
+            return str(expand_home(Path(location)))
         return location
 
     def misfits(self) -> list[str]:
@@ -258,13 +271,35 @@ class Pretraining(Training):
 Config = TypeVar("Config", bound=Training)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once in its section; of two, plain YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    problem = f"{key.value!r} is there twice in its section"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def expand_home(path: Path) -> Path:
+    """`~` and `~user` as a folder; ValueError where nobody has that name."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"found {str(path)!r}, expected the home of a user of this machine") from error
+
+
 def load_config(path: Path, overrides: Sequence[tuple[str, str]], kind: type[Config]) -> Config:
     """Read a YAML file, apply `(dotted.key, yaml value)` overrides, validate. InputError lists every problem."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506, it is a SafeLoader
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: found {type(values).__name__}, expected a mapping of keys")
@@ -289,8 +324,12 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
         return
     try:
         here[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--{key}: found {text!r}, expected a YAML value") from error
+
+
+_SHORT = reprlib.Repr()  # with aliases a small YAML can be a huge value
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 200, 200
 
 
 def problems(error: ValidationError) -> list[str]:
@@ -310,7 +349,7 @@ def problems(error: ValidationError) -> list[str]:
             expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
             if key == "precision" and problem["input"] == "fp16":
                 expected += " (fp16 needs loss scaling, which skips updates; bf16 has the range of fp32)"
-            lines.append(f"{key}: found {problem['input']!r}, expected {expected}")
+            lines.append(f"{key}: found {_SHORT.repr(problem['input'])}, expected {expected}")
     # A model given as neither a name nor sizes fails both branches of the union; the sizes' problems tell more.
     if any(line.startswith("model.") for line in lines):
         lines = [line for line in lines if not line.startswith("model: ")]
