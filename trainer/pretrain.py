@@ -39,7 +39,13 @@ from trainer.engine.monitor import METRICS
 from trainer.engine.randomness import as_seed, hash64
 from trainer.engine.training import train
 from trainer.export import export_checkpoint
-from trainer.model.folder import config_json, load_model, locate_model, tokenizer_fingerprint
+from trainer.model.folder import (
+    config_json,
+    load_model,
+    locate_model,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
 from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
 from trainer.model.longformer import EncoderConfig, set_sinusoidal_positions
 from trainer.model.provenance import ABOUT, corpus_facts, run_facts
@@ -57,6 +63,8 @@ class MaskedLanguageModelling:
     masking: Masking
     model: MaskedLanguageModel
     about_corpus: dict[str, Any]
+    tokenizer: str  # the corpus's tokenizer.json
+    start: str  # what the weights are at step 0
 
     @property
     def sequences(self) -> int:
@@ -88,6 +96,7 @@ class MaskedLanguageModelling:
         return {
             "config": exact,
             "model": self.model.config.as_dict(),
+            "model's weights": self.start,
             "corpus": self.data.corpus.fingerprint,
         }
 
@@ -131,7 +140,7 @@ class MaskedLanguageModelling:
     def files(self) -> dict[str, str]:
         return {
             "config.json": json.dumps(config_json(self.model.config), indent=2) + "\n",
-            "tokenizer.json": (self.data.corpus.folder / "tokenizer.json").read_text(encoding="utf-8"),
+            "tokenizer.json": self.tokenizer,
             ABOUT: json.dumps(run_facts(self.config.run / METRICS, self.about_corpus), indent=2) + "\n",
         }
 
@@ -183,14 +192,18 @@ def prepare(config: Pretraining) -> MaskedLanguageModelling:
             )
     if problems:
         raise InputError("\n".join(problems))
+    drawn = isinstance(config.model, NewModel)  # of which the seed says all
+    start = "drawn" if drawn else weights_fingerprint(dict(model.named_parameters()))
     encoder = model.encoder
     encoder.activation_checkpointing = config.activation_checkpointing
     if config.extra_positions_only:
         train_extra_positions_only(model)
     masking = corpus_masking(corpus, config.masked_fraction)
     about = corpus_facts(read_manifest(corpus.uri))
+    # Now, and not at the first checkpoint: until then the corpus may have gone, or another may lie there.
+    tokenizer = (corpus.folder / "tokenizer.json").read_text(encoding="utf-8")
     return MaskedLanguageModelling(
-        config, sequences, validation if len(validation) else None, masking, model, about
+        config, sequences, validation if len(validation) else None, masking, model, about, tokenizer, start
     )
 
 

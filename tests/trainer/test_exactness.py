@@ -1,6 +1,7 @@
 """The same run by any number of processes and any ZeRO stage, interrupted or not."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,22 @@ def resumed(launched: Path, tmp_path_factory: pytest.TempPathFactory, corpus: Pa
         name = f"{precision}-{stage}"
         rewind(launched / name, folder / name, 2)
         configs.append(run_config(folder, corpus, name, zero_stage=stage, precision=precision))
+    shutil.copytree(launched / "fp32-0", folder / "finished")
+    shutil.rmtree(folder / "finished" / "export")
+    configs.append(run_config(folder, corpus, "finished"))
     process = launcher.start(CASES, *map(str, configs))
     output = launcher.finish(process)
     assert process.returncode == 0, output
+    (folder / "output").write_text(output)
     return folder
+
+
+def test_a_finished_run_given_again_says_so_and_exports_again(launched: Path, resumed: Path) -> None:
+    before, after = launched / "fp32-0", resumed / "finished"
+    assert "finished  all 4 steps are done" in (resumed / "output").read_text()
+    names = {"metrics.jsonl", "starts.jsonl", "export/model.safetensors", "export/README.md"}
+    assert all((after / name).read_bytes() == (before / name).read_bytes() for name in names)
+    assert state_bytes(after) == state_bytes(before)
 
 
 @pytest.mark.parametrize(("stage", "precision"), STAGES)

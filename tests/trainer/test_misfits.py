@@ -1,5 +1,8 @@
 """What the trainer refuses: one message, exit code 2, nothing written."""
 
+import hashlib
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -7,10 +10,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from demo.sources import train_tokenizer
+from pipeline.shards import open_corpus
 from tests.corpora import made_up_documents
 from tests.trainer import launcher
 from tests.trainer.launcher import PRETRAIN, run_config
 from tests.trainer.models import roberta_folder
+from trainer.batches.order import SequenceOrder
 from trainer.engine.checkpoint import newest_checkpoint
 from trainer.pretrain import main as pretrain
 
@@ -59,16 +64,43 @@ def test_a_run_of_another_configuration_is_not_continued(
 ) -> None:
     shutil.copytree(launched / "fp32-0", tmp_path / "run")
     before = sorted((path, path.stat().st_size) for path in (tmp_path / "run").rglob("*"))
-    config = run_config(tmp_path, corpus, "run", batch_size=8, seed=4)
+    other = str(launched / "fp32-0" / "export")
+    config = run_config(tmp_path, corpus, "run", batch_size=8, seed=4, model=other)
     process = launcher.start(PRETRAIN, "--config", str(config), processes=1)
     output = launcher.finish(process)
     assert process.returncode == 2, output
     assert "batch_size: found 8, expected 4" in output
     assert "seed: found 4, expected 3" in output
+    assert re.search(r"  model's weights: found '\w{32}', expected 'drawn'", output)
     after = sorted((path, path.stat().st_size) for path in (tmp_path / "run").rglob("*"))
     assert [entry for entry in after if entry[0].name != ".lock"] == [
         entry for entry in before if entry[0].name != ".lock"
     ]
+
+
+def test_what_one_process_cannot_read_ends_all_with_its_message(corpus: Path, tmp_path: Path) -> None:
+    """A token beyond the vocabulary in a sequence of the second process alone; the manifest vouches for it."""
+    hostile = tmp_path / "hostile"
+    shutil.copytree(corpus, hostile)
+    opened = open_corpus(corpus)
+    chosen = int(SequenceOrder(len(opened), 3).batch(1, 4)[1])
+    row = opened.input_ids(chosen).tobytes()
+    manifest = json.loads((hostile / "manifest.json").read_text())
+    for entry in manifest["splits"]["train"]["shards"]:
+        content = (hostile / entry["path"]).read_bytes()
+        if row in content:
+            changed = content.replace(row, row[:2] + b"\xff\xff" + row[4:])
+            (hostile / entry["path"]).write_bytes(changed)
+            entry["sha256"] = hashlib.sha256(changed).hexdigest()
+    (hostile / "manifest.json").write_text(json.dumps(manifest))
+    process = launcher.start(PRETRAIN, "--config", str(run_config(tmp_path, hostile, "run")))
+    output = launcher.finish(process)
+    assert process.returncode == 2, output
+    told = (
+        f"{hostile}: found the token 65535 in one of the train sequences [{chosen}], expected less than 300"
+    )
+    assert output.count(told) == 1, output
+    assert "Traceback" not in output
 
 
 def test_a_dry_run_says_the_plan_and_writes_nothing(

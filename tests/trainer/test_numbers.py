@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ def test_what_is_a_spike() -> None:
         (2.9, False),  # of 1, 1.5 and 1.9
     ]
     assert [(loss, progress.is_spike(loss, settings)) for loss, _ in judged] == judged
+
+
+def test_a_resumed_run_sees_spikes_over_fewer_steps_than_before() -> None:
+    progress = Progress(recent=deque([1.0] * 50))
+    assert not progress.is_spike(1.1, LossSpike(window=10))
+    assert progress.is_spike(9.0, LossSpike(window=10))
+    assert list(progress.recent) == [1.0] * 9 + [1.1]
 
 
 @pytest.mark.parametrize("stage", STAGES)

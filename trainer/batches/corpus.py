@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.shards import Corpus, open_corpus
-from trainer.batches.cache import local_corpus
+from trainer.batches.cache import is_uri, local_corpus
+from trainer.batches.integrity import check_shards
 from trainer.batches.masking import IGNORED, MaskedSequences, Masking
 from trainer.engine.config import InputError
 from trainer.model.folder import read_tokenizer
@@ -78,6 +79,12 @@ class Sequences:
         for row, index in enumerate(indices):
             stored, piece = divmod(int(index), self.pieces)
             out[row] = self.corpus.input_ids(stored)[piece * N : (piece + 1) * N]
+        if (most := out.max(initial=0)) >= self.corpus.vocabulary_size:
+            raise InputError(
+                f"{self.corpus.folder}: found the token {most} in one of the {self.corpus.split} sequences "
+                f"{sorted({int(index) // self.pieces for index in indices})}, "
+                f"expected less than {self.corpus.vocabulary_size}"
+            )
         return out
 
     def document_ids(self, indices: np.ndarray) -> np.ndarray:
@@ -109,6 +116,8 @@ def open_sequences(
         corpus = open_corpus(folder, split=split)
     except ValueError as error:
         raise InputError(str(error)) from error
+    if not is_uri(location):  # a copy was checked when it was made
+        check_shards(folder, split)
     if not len(corpus) and not may_be_empty:
         raise InputError(f"{location}: the {split} split is empty, expected at least one sequence")
     return Sequences(corpus, corpus.sequence_length if sequence_length is None else sequence_length)

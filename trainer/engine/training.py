@@ -25,7 +25,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pipeline.shards import write_atomically
+from pipeline.shards import CorpusError, write_atomically
 from trainer.batches.order import SequenceOrder
 from trainer.engine import deepspeed as processes
 from trainer.engine.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
@@ -133,12 +133,12 @@ class Progress:
 
     def is_spike(self, loss: float, settings: LossSpike) -> bool:
         """Whether a step's mean loss stands out of the last ones; those that do are not remembered."""
-        if len(self.recent) == settings.window and loss > settings.ratio * statistics.median(self.recent):
-            return True
-        self.recent.append(loss)
-        if len(self.recent) > settings.window:
-            self.recent.popleft()
-        return False
+        self.recent = deque(self.recent, settings.window)  # which a resumed run may have made smaller
+        full = len(self.recent) == settings.window
+        spike = full and loss > settings.ratio * statistics.median(self.recent)
+        if not spike:
+            self.recent.append(loss)
+        return spike
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ class StepBatch:
 
     chosen: np.ndarray
     passes: list[Pass]
+    problem: str = ""  # why this process could not make its passes
 
 
 def step_batches(task: Task, engine: Engine, first: int) -> Iterator[StepBatch]:
@@ -172,9 +173,12 @@ def step_batches(task: Task, engine: Engine, first: int) -> Iterator[StepBatch]:
     def make(step: int) -> StepBatch:
         chosen = order.batch(step, config.batch_size)
         passes = []
-        for number, weight in engine.assigned():
-            places = np.arange(number * size, (number + 1) * size)
-            passes.append(Pass(number, weight, places, task.micro_batch(step, chosen[places], places)))
+        try:
+            for number, weight in engine.assigned():
+                places = np.arange(number * size, (number + 1) * size)
+                passes.append(Pass(number, weight, places, task.micro_batch(step, chosen[places], places)))
+        except (InputError, CorpusError, OSError) as error:
+            return StepBatch(chosen, [], str(error))
         return StepBatch(chosen, passes)
 
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
@@ -202,20 +206,29 @@ def check_same_run(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     expected = json.loads(json.dumps(facts))
     differing = []
     for section in expected:
-        was, is_now = checkpoint.facts[section], expected[section]
-        if isinstance(was, dict) and isinstance(is_now, dict):
-            differing += [
-                f"  {key}: found {is_now.get(key)!r}, expected {was.get(key)!r}"
-                for key in sorted(was.keys() | is_now.keys())
-                if was.get(key) != is_now.get(key)
-            ]
-        elif was != is_now:
-            differing.append(f"  {section}: found {is_now!r}, expected {was!r}")
+        was, is_now = (
+            dict(_leaves(values, "" if isinstance(values, dict) else section))
+            for values in (checkpoint.facts[section], expected[section])
+        )
+        differing += [
+            f"  {key}: found {is_now.get(key, 'nothing')!r}, expected {was.get(key, 'nothing')!r}"
+            for key in sorted(was.keys() | is_now.keys())
+            if was.get(key) != is_now.get(key)
+        ]
     if differing:
         raise InputError(
             f"{checkpoint.folder} was trained under another configuration; give another --run, or restore:\n"
             + "\n".join(differing)
         )
+
+
+def _leaves(values: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested mappings."""
+    if not isinstance(values, dict):
+        yield key, values
+        return
+    for inner, value in values.items():
+        yield from _leaves(value, f"{key}.{inner}" if key else inner)
 
 
 def train(task: Task) -> int:
@@ -238,6 +251,9 @@ class Run:
         self.lock: TextIO | None = None
         checkpoint = on_first_rank(self._claim)
         self.start = checkpoint.step if checkpoint else 0
+        self.monitor: Monitor | None = None
+        if self.start == self.config.steps:
+            return  # there is nothing to compute
         self.progress = Progress.of(checkpoint) if checkpoint else Progress()
         self.device = processes.device()
         task.model.to(self.device)
@@ -248,7 +264,6 @@ class Run:
             self.engine.load_state(checkpoint.state(), self.progress.updates)
         peak = peak_flops(processes.device_name(), self.config.precision)
         self.peak = None if peak is None else peak * processes.world_size()
-        self.monitor: Monitor | None = None
         if rank() == 0:
             self.tell(task.describe())
             self.tell(f"start     step {self.start} of {self.config.steps}, run in {self.config.run}")
@@ -274,6 +289,7 @@ class Run:
     def tell(self, text: str, stream: TextIO | None = None) -> None:
         """Print on the first rank."""
         if rank() == 0:
+            spare_broken_streams()
             print(text, file=stream, flush=True)
 
     def close(self) -> None:
@@ -282,6 +298,13 @@ class Run:
 
     def to_the_end(self) -> int:
         config = self.config
+        if self.start == config.steps:
+            self.tell(
+                f"finished  all {config.steps} steps are done, in {config.run}; exporting the last one again"
+            )
+            with self.watch.paused():
+                on_first_rank(self.finish)
+            return 0
         self.task.model.train()
         since, logged = time.monotonic(), self.start
         batches = step_batches(self.task, self.engine, self.start + 1)
@@ -321,8 +344,11 @@ class Run:
         """One update, or none where the loss is a spike to skip; returns the step's figures and whether to stop."""
         config, engine, passes = self.config, self.engine, batch.passes
         scored = sum(turn.weight * turn.batch.scored for turn in passes)
+        scored, failed = all_reduce_sum(scored, float(bool(batch.problem)))
+        if failed:  # of one process; all end, and the one that speaks knows why
+            raise InputError("\n".join(sorted({each for each in gather_objects(batch.problem) if each})))
         # A batch of special tokens alone has nothing to score: its loss and gradient are 0.
-        denominator = max(1.0, *all_reduce_sum(scored))
+        denominator = max(1.0, scored)
         losses = []
         for index, turn in enumerate(passes):
             if index:

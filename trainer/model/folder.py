@@ -29,6 +29,7 @@ from trainer.model.tokenizer_files import (
 )
 from trainer.model.weights import (
     read_model,
+    weights_fingerprint,
     with_global_projections,
     without_global_projections,
     without_prefix,
@@ -45,6 +46,7 @@ __all__ = [
     "read_model",
     "read_tokenizer",
     "tokenizer_fingerprint",
+    "weights_fingerprint",
     "with_global_projections",
     "without_global_projections",
     "without_prefix",

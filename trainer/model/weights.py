@@ -6,8 +6,10 @@ more memory than the other one fills.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -228,6 +230,19 @@ def _drop_tied_copies(tensors: dict[str, Tensor], folder: Path) -> None:
                 f"{folder}: {decoder} is not {tied}, expected them to be tied: "
                 "Longformer's decoder has no weights of its own"
             )
+
+
+def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A hash over names and values, the same wherever the tensors lie and in whatever order they come."""
+
+    def digest(name: str) -> bytes:
+        values = tensors[name].detach().cpu().contiguous().flatten()
+        hashed = hashlib.sha256(f"{name}\0{values.dtype}\0".encode())
+        hashed.update(values.view(torch.uint8).numpy().data)
+        return hashed.digest()
+
+    with ThreadPoolExecutor(4) as pool:  # hashing leaves the interpreter to others
+        return hashlib.sha256(b"".join(pool.map(digest, sorted(tensors)))).hexdigest()[:32]
 
 
 def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
