@@ -13,13 +13,15 @@ import heapq
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, exp
 from typing import Any
 
 from pipeline.benchmark.cost import PAPER
 from pipeline.config import Config
+from pipeline.deduplicate import NearDuplicates
 from pipeline.estimate import BYTES_A_TOKEN, ENCODE, READ, TOKENISE
 from pipeline.stages.select.ranges import DOCUMENTS, ROW_BYTES
+from pipeline.stages.tokens import BATCHES
 from trainer.engine.estimate import MFU, parameter_count
 from trainer.engine.flops import peak_flops, step_flops
 from trainer.model.longformer import EncoderConfig
@@ -31,10 +33,20 @@ FILES = {"Books": 1, "Wikipedia": 41, "RealNews": 1, "Stories": 64}
 Stories' is assumed."""
 ARTICLES = {"Books": 17_868, "Wikipedia": 6.4e6, "RealNews": 31e6 * 0.95 / 3, "Stories": 0.95e6 / 3}
 """Documents that are tokenised. RealNews and Stories: assumed, from their bytes and mean lengths."""
+KEPT = 0.5e9 / 95.9e3 + 2.1e9 / 506 + 1.8e9 / 1.7e3 + 2.1e9 / 7.8e3
+"""Documents of the corpus, from the paper's tokens and mean lengths (appendix C)."""
 START = 2.0
 """CPU seconds of a worker's first unit, most of them trying the tokenizer's engine: 1 to 2.5 measured."""
 HASH = 1726.0
 """MB per CPU second of sha256, measured: what reading a sealed file for the first time costs a process."""
+MAPPED = 3373.0
+"""MB per CPU second read from a memory map, measured."""
+A_SHARE = 1.5 / BATCHES
+"""Of a tokens file, what a reader of few of its documents reads: one record batch, or two."""
+REQUESTS = 3
+"""Of a reader of few documents of a tokens file in a bucket: whether it is there, its end, a record batch."""
+PAIR_BYTES = 120
+"""Of memory a pair of near-duplicates, in the one process that joins them (pipeline/README.md)."""
 WORKERS = (1, 8, 64, 1000)
 COLUMNS = [f"{workers:,} CPU" + "s" * (workers > 1) for workers in WORKERS]
 
@@ -66,18 +78,35 @@ def corpus_stages(engine: str) -> list[Stage]:
         seconds = source.text * 1e3 / ENCODE + source.tokenised * 1e3 / TOKENISE[engine]
         chunks = ceil(source.text * 1e3 / chunk)
         encode += [seconds / chunks] * chunks
-    documents = sum(ARTICLES.values())
-    select = [documents * ROW_BYTES / 1e6 / HASH] * (2 * ceil(documents / DOCUMENTS))
-    shards = ceil(CORPUS_TOKENS / (SEQUENCE - 2) / sizes["shard_sequences"].default)
-    # A shard is written, hashed, and hashed again by seal; before its first a worker hashes every tokens file.
-    shard = CORPUS_TOKENS * 2 / 1e6 / shards
+    # A unit of select looks at a column of all tables, which each worker hashes once.
+    documents = sum(ARTICLES.values()) / 1e6
+    select = [8 * documents / MAPPED] * (2 * ranges(documents * 1e6))
+    # A unit of pack reads its documents from every tokens file, which each worker hashes once; it writes and hashes a
+    # shard.
+    shard = CORPUS_TOKENS * 2 / 1e6 / shards()
+    pack = tokens_bytes() / 1e6 * A_SHARE / MAPPED + 2 * shard / HASH
     return [
         Stage("split", split),
         Stage("encode", encode, START),
-        Stage("select", select),
-        Stage("pack", [2 * shard / HASH] * shards, tokens_bytes() / 1e6 / HASH),
-        Stage("seal", [shard / HASH] * shards),
+        Stage("select", select, ROW_BYTES * documents / HASH),
+        Stage("pack", [pack] * shards(), tokens_bytes() / 1e6 / HASH),
+        Stage("seal", [shard / HASH] * shards()),
     ]
+
+
+def ranges(documents: float) -> int:
+    """Units in which select decides on so many documents."""
+    return ceil(documents / DOCUMENTS)
+
+
+def shards() -> int:
+    """Of the paper's corpus; also the units of pack."""
+    return ceil(CORPUS_TOKENS / (SEQUENCE - 2) / Config.model_fields["shard_sequences"].default)
+
+
+def touched(files: float, documents: float) -> float:
+    """Of so many files, those that hold at least one of so many documents, which lie in them at random."""
+    return files * (1 - exp(-documents / files))
 
 
 def tokens_bytes() -> float:
@@ -253,25 +282,38 @@ def storage_table() -> str:
 
 
 def growth_table() -> str:
-    """What grows faster than the corpus: bytes read by select and pack, memory of the join."""
+    """What grows faster than the corpus, or does not divide among machines."""
     rows = []
-    documents, tokens = sum(ARTICLES.values()), tokens_bytes()
+    stages = {stage.name: len(stage.units) for stage in corpus_stages("fastokens")}
     for times in (1, 10, 100):
-        count = documents * times
-        units = sum(len(stage.units) for stage in corpus_stages("fastokens")) * times
+        documents, tokens = sum(ARTICLES.values()) * times, tokens_bytes() * times
+        bands = NearDuplicates().bands
+        files, packs = stages["encode"] * times, stages["pack"] * times
+        reads = packs * touched(files, KEPT / stages["pack"])
         rows.append(
             [
                 f"{times}",
-                f"{count / 1e6:,.0f} M",
-                f"{units:,}",
-                f"{2 * ceil(count / DOCUMENTS) * count * ROW_BYTES / 1e12:,.2f}",
-                f"{tokens * times * 32 / 1e12:,.1f}",
-                f"{count * 120 / 1e9:,.0f}",
-                f"{units / 800 / 60:,.1f}",
+                f"{documents / 1e6:,.0f} M",
+                f"{files:,} → {packs:,}",
+                f"{REQUESTS * reads / 1e6:,.1f} M",
+                f"{reads * tokens / files * A_SHARE / 1e12:,.1f}",
+                f"{tokens / 1e6 / HASH:,.0f}",
+                f"{bands * ranges(documents) * documents * 8 / 1e12:,.2f}",
+                f"{documents * PAIR_BYTES / 1e9:,.0f}",
             ]
         )
-    head = ["× the corpus", "documents", "units", "TB that select reads", "TB that 32 machines copy for pack"]
-    head += ["GB of the join, a pair a document", "minutes to look up records, 800 a second"]
+    head = [
+        "× the corpus",
+        "documents",
+        "tokens files → shards",
+        "requests of pack in a bucket",
+        "TB it reads",
+    ]
+    head += [
+        "s a worker hashes before, on a file system",
+        "TB that near-duplicates look at",
+        "GB to join a pair a document",
+    ]
     return table(head, rows)
 
 

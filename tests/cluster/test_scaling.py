@@ -18,6 +18,7 @@ from cluster.scaling import (
     makespan,
     rounds,
     tokens_bytes,
+    touched,
     update_seconds,
 )
 from pipeline.benchmark.cost import PAPER
@@ -73,3 +74,8 @@ def test_computing_divides_among_gpus() -> None:
     eight, _ = update_seconds("base", "A100", 8, 4, 1e9)
     assert one == pytest.approx(8 * eight)
     assert 10 < one * UPDATES / 3600 < 100
+
+
+def test_files_that_are_touched_are_all_of_few_and_a_document_each_of_many() -> None:
+    assert touched(10, 1000) == pytest.approx(10)
+    assert touched(1e9, 1000) == pytest.approx(1000, rel=1e-3)
