@@ -93,6 +93,12 @@ def convert(
                 f"is no multiple of {min(uneven)}"
             )
     else:
+        given = {"--max-positions": tokens is not None, "--window": window not in ([], ())}
+        if ignored := [option for option, is_given in given.items() if is_given]:
+            raise InputError(
+                f"{' and '.join(ignored)}: found, but a RoBERTa is what is made of {folder}; "
+                f"`--as longformer` makes a Longformer of it"
+            )
         converted, named = shorten(config, tensors)
     headless = "lm_head.bias" not in named
     if headless:

@@ -71,6 +71,10 @@ def evaluate_folder(
             f"{folder}: found a vocabulary of {loaded.config.vocab_size}, "
             f"expected at least {sequences.corpus.vocabulary_size} as {corpus} has"
         )
+    if loaded.config.pad_token_id != sequences.corpus.pad_id:
+        raise InputError(
+            f"{folder}: found pad_token_id {loaded.config.pad_token_id}, expected {corpus}'s {sequences.corpus.pad_id}"
+        )
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     count = len(sequences) if limit is None else min(limit, len(sequences))
     return evaluate(loaded, sequences, corpus_masking(sequences.corpus), count, seed, mask_documents)

@@ -15,10 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.engine.checkpoint import open_checkpoint
+from trainer.engine.checkpoint import STATE, open_checkpoint
 from trainer.engine.config import InputError
 from trainer.model.card import trained_card
 from trainer.model.folder import (
+    check_shapes,
     has_tokenizer,
     read_config,
     with_global_projections,
@@ -37,11 +38,17 @@ def export_checkpoint(checkpoint: Path, to: Path) -> None:
         raise InputError(str(error)) from error
     config = read_config(checkpoint)
     tensors = without_prefix(opened.weights())
+    check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, checkpoint)
     if config.architecture == "longformer":
         tensors = with_global_projections(tensors)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     about = read_json(checkpoint / ABOUT) if (checkpoint / ABOUT).is_file() else {}
-    card = trained_card(config, parameters, opened.facts, about, has_tokenizer(checkpoint))
+    try:
+        card = trained_card(config, parameters, opened.facts, about, has_tokenizer(checkpoint))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{checkpoint}: {STATE} or {ABOUT}: not as a training writes them ({error!r})"
+        ) from error
     write_model(to, config, tensors, tokenizer_from=checkpoint, card=card)
 
 

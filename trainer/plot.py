@@ -15,7 +15,6 @@ import argparse
 import html
 import io
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from numpy.typing import NDArray
 from attention import figure
 from attention.files import writable_path
 from pipeline.shards import write_atomically
-from trainer.engine.config import InputError
+from trainer.engine.config import MOST_STEPS, InputError
 from trainer.engine.monitor import METRICS, STARTS
 
 COLOURS = (
@@ -60,6 +59,7 @@ NAMES = {
 }
 STEPS = [1, 2, 2.5, 5, 10]
 FORMATS = (*figure.FORMATS, ".html")
+LARGEST = 1e100
 MEAN_ROWS = 1 / 40
 """Of a run's rows, how many the strong line averages over."""
 
@@ -90,6 +90,8 @@ def read_run(folder: Path) -> Run:
     if not rows:
         raise InputError(f"{path}: found no row yet, expected one a logged step")
     names = {name for row in rows for name, value in row.items() if _is_number(value)} - {"step"}
+    if not names:
+        raise InputError(f"{path}: found no figure in {len(rows)} rows, expected some beside `step`")
     figures = {
         name: np.array([row[name] if _is_number(row.get(name)) else np.nan for row in rows], dtype=np.float64)
         for name in sorted(names)
@@ -97,7 +99,8 @@ def read_run(folder: Path) -> Run:
     steps = np.array([row["step"] for row in rows], dtype=np.int64)
     starts = _rows(folder / STARTS) if (folder / STARTS).is_file() else []
     resumed = tuple(sorted({int(row["step"]) for row in starts if row["step"] > 0}))
-    per_step = next((row["tokens"] // row["step"] for row in rows if row.get("tokens") and row["step"]), None)
+    told = (row["tokens"] // row["step"] for row in rows if _is_number(row.get("tokens")) and row["step"])
+    per_step = next((int(tokens) for tokens in told if tokens > 0), None)
     return Run(folder.resolve().name, steps, figures, resumed, per_step)
 
 
@@ -112,17 +115,18 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            if not isinstance(row["step"], int):
+            if not (type(row["step"]) is int and 0 <= row["step"] <= MOST_STEPS):
                 raise TypeError
             rows.append(row)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number < len(lines):  # the last one may be half written, or cut by a kill
                 print(f"{path}: line {number} is no row, passed over", file=sys.stderr)
     return rows
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite number, and none so large that drawing it overflows."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def running_mean(values: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
@@ -143,7 +147,8 @@ def draw(
     runs: Sequence[Run], keys: Sequence[str], smooth: int | None = None, against: str = "updates"
 ) -> Figure:
     """A wide panel for the first key over small ones for the others, each with all runs."""
-    with matplotlib.rc_context(figure.STYLE):
+    # Names of runs and figures are text, dollar signs and all.
+    with matplotlib.rc_context({**figure.STYLE, "text.parse_math": False}):
         others = keys[1:]
         columns = min(3, max(1, len(others)))
         lines = -(-len(others) // columns)

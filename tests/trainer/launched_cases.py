@@ -23,7 +23,7 @@ from trainer.engine.config import Pretraining, load_config
 from trainer.engine.training import train
 from trainer.pretrain import MaskedLanguageModelling, prepare
 
-plain_sync = checkpoint._sync
+plain_sync = checkpoint.sync
 
 
 class Recorded(MaskedLanguageModelling):
@@ -50,7 +50,7 @@ def slow_sync(path: Path) -> None:
 
 if __name__ == "__main__":
     processes.start_processes()
-    checkpoint._sync = slow_sync
+    checkpoint.sync = slow_sync
     status = 0
     for path in [Path(argument) for argument in sys.argv[1:] if argument.endswith(".yaml")]:
         task = Recorded(**vars(prepare(load_config(path, [], Pretraining))))

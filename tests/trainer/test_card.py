@@ -209,6 +209,45 @@ def test_a_checkpoint_that_says_little_gets_a_card_all_the_same(tmp_path: Path) 
     assert "The checkpoint does not say." in card
 
 
+@pytest.mark.parametrize(
+    ("facts", "about"),
+    [
+        ({}, {"course": [{}]}),
+        ({}, {"course": [{"step": "x", "bpc": "y", "learning_rate": []}]}),
+        ({}, {"corpus": {"sources": [{}]}}),
+        ({}, {"corpus": "x"}),
+        ({}, {"versions": []}),
+        ({"config": {"optimizer": {"x": 1}}}, {}),
+        ({"config": {"steps": "x"}}, {}),
+    ],
+)
+def test_facts_of_another_shape_are_one_message(
+    facts: dict[str, object],
+    about: dict[str, object],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = {name: tensor.detach() for name, tensor in MaskedLanguageModel(small()).named_parameters()}
+    state = {"weights": weights, "exp_avg": {}, "exp_avg_sq": {}}
+    files = {"config.json": json.dumps(config_json(small())), ABOUT: json.dumps(about)}
+    checkpoint = save_checkpoint(tmp_path / "run", 1, state, facts, files)
+    assert export(["--checkpoint", str(checkpoint), "--to", str(tmp_path / "to")]) == 2
+    assert "state.json or about.json: not as a training writes them" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
+
+
+def test_weights_of_other_sizes_than_the_configuration_are_not_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {name: tensor.detach() for name, tensor in MaskedLanguageModel(small()).named_parameters()}
+    state = {"weights": weights, "exp_avg": {}, "exp_avg_sq": {}}
+    files = {"config.json": json.dumps(config_json(small(intermediate_size=32)))}
+    checkpoint = save_checkpoint(tmp_path / "run", 1, state, {}, files)
+    assert export(["--checkpoint", str(checkpoint), "--to", str(tmp_path / "to")]) == 2
+    assert "intermediate.dense.bias: found [64], expected [32]" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
+
+
 def test_a_converted_models_card(tmp_path: Path, corpus: Path) -> None:
     source = roberta_folder(tmp_path / "source", tokens=16, vocab_size=300)
     train_tokenizer(made_up_documents(20), 300, source / "tokenizer.json")

@@ -145,13 +145,13 @@ def test_a_checkpoint_reaches_the_disk_before_it_gets_its_name(
 ) -> None:
     """Files, then the manifest that vouches for them, then the folder, the name, and the folder that holds the name."""
     synced: list[tuple[str, bool]] = []
-    plain = checkpoint._sync
+    plain = checkpoint.sync
 
     def sync(path: Path) -> None:
         plain(path)
         synced.append((path.name, (tmp_path / "run" / "step-00000001").exists()))
 
-    monkeypatch.setattr(checkpoint, "_sync", sync)
+    monkeypatch.setattr(checkpoint, "sync", sync)
     save(tmp_path / "run", 1)
     names = [name for name, _ in synced]
     files = {

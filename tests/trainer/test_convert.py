@@ -266,6 +266,18 @@ def test_help_says_what_comes_out(
     assert "the folder to write: new, empty or a model's" in said
 
 
+@pytest.mark.parametrize("option", ["--max-positions", "--window"])
+def test_a_longformer_s_options_are_not_ignored_where_a_roberta_is_made(
+    roberta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    long, to = str(tmp_path / "long"), tmp_path / "longer"
+    assert main(["--from", str(roberta), "--to", long, "--max-positions", "64", "--window", "8"]) == 0
+    assert main(["--from", long, "--to", str(to), option, "128"]) == 2
+    assert f"{option}: found, but a RoBERTa is what is made of " in capsys.readouterr().err
+    assert not to.exists()
+    assert main(["--from", long, "--to", str(to), option, "128", "--as", "longformer"]) == 0
+
+
 def test_a_model_is_replaced_also_behind_a_link(roberta: Path, tmp_path: Path) -> None:
     run(roberta, tmp_path / "real", "--max-positions", "64", "--window", "8")
     (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -100,7 +100,9 @@ def test_bad_input_is_one_message_and_exit_2(
     models: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = roberta_folder(tmp_path / "small", vocab_size=50)
+    padded = roberta_folder(tmp_path / "padded", vocab_size=300, pad_token_id=5)
     for arguments, message in (
+        (["--model", str(padded), "--corpus", str(corpus)], "found pad_token_id 5, expected "),
         (["--model", str(tmp_path / "none"), "--corpus", str(corpus)], "no such folder"),
         (["--model", str(models / "roberta"), "--corpus", str(tmp_path)], "manifest.json: missing"),
         (["--model", str(small), "--corpus", str(corpus)], "found a vocabulary of 50, expected at least 300"),

@@ -150,3 +150,33 @@ def test_bad_input_is_one_message_and_exit_2(tmp_path: Path, capsys: pytest.Capt
             main([str(folder), "--output", str(tmp_path / option)])
         assert caught.value.code == 2
     assert not (folder / "plot.png").exists()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        '{"step": 99999999999999999999999, "bpc": 1}',
+        '{"step": 1, "bpc": 1e308}\n{"step": 2, "bpc": -1e308}',
+        '{"step": 1, "bpc": ' + "9" * 400 + "}",
+        '{"step": 1}',
+        "[" * 100_000,
+    ],
+)
+def test_rows_without_a_figure_to_draw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: str
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text(lines + "\n")
+    assert main([str(tmp_path)]) == 2
+    assert "metrics.jsonl: found no " in capsys.readouterr().err
+    # Beside a row to draw they are left out.
+    (tmp_path / "metrics.jsonl").write_text(lines + '\n{"step": 5, "bpc": 2.0, "tokens": "many"}\n')
+    assert main([str(tmp_path)]) == 0
+    assert read_run(tmp_path).series("bpc")[1].tolist() == [2.0]
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    run = tmp_path / r"run_$\frac{"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, r"$\x{$": 2}) + "\n")
+    assert main([str(run)]) == 0
+    assert (run / "plot.png").is_file()

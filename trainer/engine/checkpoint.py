@@ -62,7 +62,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.chmod(mode)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file's content, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -76,7 +77,7 @@ def _settle(file: Path) -> dict[str, Any]:
     The hash is taken from memory while the disk is at work: fsync and sha256 both leave the interpreter to others.
     """
     with ThreadPoolExecutor(1) as beside:
-        synced = beside.submit(_sync, file)
+        synced = beside.submit(sync, file)
         listed = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
         synced.result()
     return listed
@@ -96,7 +97,7 @@ def save_checkpoint(
     try:
         if not checkpoints.is_dir():
             checkpoints.mkdir(parents=True)
-            _sync(checkpoints.parent)
+            sync(checkpoints.parent)
         _clear_partial(checkpoints)  # before writing: they may be what fills the disk
         beside.mkdir()
         _write(beside, state, texts)
@@ -105,7 +106,7 @@ def save_checkpoint(
             target.unlink()
         shutil.rmtree(target, ignore_errors=True)
         beside.rename(target)
-        _sync(checkpoints)
+        sync(checkpoints)
     except OSError as error:
         needed = sum(tensor.nbytes for tensors in state.values() for tensor in tensors.values())
         shutil.rmtree(beside, ignore_errors=True)
@@ -130,8 +131,8 @@ def _write(folder: Path, state: State, texts: dict[str, str]) -> None:
     # The manifest comes last, after all that it vouches for has reached the disk.
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps(dict(sorted(listed.items())), indent=2) + "\n", encoding="utf-8")
-    _sync(manifest)
-    _sync(folder)
+    sync(manifest)
+    sync(folder)
 
 
 def _not_saved(target: Path, error: OSError, needed: int) -> str:

@@ -105,7 +105,8 @@ class Checkpointing(Section):
 
 
 class Evaluation(Section):
-    """Bits per masked token of the validation split while training, as trainer.evaluate measures them."""
+    """Bits per masked token of the validation split while training, under the run's masked_fraction, mask_documents and
+    precision; trainer.evaluate measures the same in fp32, with a masked_fraction of 0.15."""
 
     every: int = Field(1000, ge=0, description="steps between evaluations, and at the last; 0: none")
     sequences: int = Field(128, ge=1, description="of the validation split, as stored: the first so many")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.engine.checkpoint import save_tensors
+from trainer.engine.checkpoint import save_tensors, sync
 from trainer.engine.config import InputError
 from trainer.model.configuration import config_json, read_config
 from trainer.model.heads import MaskedLanguageModel
@@ -28,6 +28,7 @@ from trainer.model.tokenizer_files import (
     tokenizer_fingerprint,
 )
 from trainer.model.weights import (
+    check_shapes,
     read_model,
     weights_fingerprint,
     with_global_projections,
@@ -37,6 +38,7 @@ from trainer.model.weights import (
 
 __all__ = [
     "MODEL_FILES",
+    "check_shapes",
     "config_json",
     "has_tokenizer",
     "load_encoder",
@@ -131,6 +133,8 @@ def write_model(
             (beside / CARD).write_text(card, encoding="utf-8")
         if tokenizer_from is not None:
             copy_tokenizer(tokenizer_from, beside, config.max_tokens)
+        for file in (*beside.iterdir(), beside):
+            sync(file)
         if folder.exists():
             previous = _beside(folder, "previous")
             folder.rename(previous)
@@ -138,6 +142,7 @@ def write_model(
             shutil.rmtree(previous)
         else:
             beside.rename(folder)
+        sync(folder.parent)
         _remove_leftovers(folder, "previous")
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -71,7 +71,7 @@ def read_model(folder: Path) -> StoredModel:
     stored = _unpickle(files) if pickled else {}
     shapes = {name: tuple(t.shape) for name, t in stored.items()} if pickled else _each(files, _shape)
     placed, left_out = place(shapes, folder)
-    _check({name: shapes[theirs] for name, theirs in placed.items()}, config, rows_before, folder)
+    check_shapes({name: shapes[theirs] for name, theirs in placed.items()}, config, folder, rows_before)
     if not pickled:
         stored = _each(files, lambda file, name: file.get_tensor(name))
     tensors = {name: stored[theirs] for name, theirs in placed.items()}
@@ -189,8 +189,8 @@ def _expected_shapes(config: EncoderConfig, head: bool) -> dict[str, tuple[int, 
     }
 
 
-def _check(
-    shapes: Mapping[str, tuple[int, ...]], config: EncoderConfig, rows_before: int, folder: Path
+def check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], config: EncoderConfig, folder: Path, rows_before: int = 0
 ) -> None:
     """Compare the shapes of a file, by our names, with what config.json promises; InputError lists the misfits."""
     layers = len({m[1] for name in shapes if (m := re.match(r"encoder\.layer\.(\d+)\.", name))})
