@@ -20,7 +20,7 @@ class Section(BaseModel):
 
 
 class Recipe(Section):
-    """Keys of a recipe; recipe.yaml explains them. `roberta` … `positions` hold keys of trainer/pretrain.py."""
+    """Keys of a recipe; recipe.yaml explains them. `roberta` … `effects` hold keys of trainer/pretrain.py."""
 
     vocabulary: Annotated[int, Field(ge=261)]
     roberta_tokens: Annotated[int, Field(ge=8)]
@@ -36,6 +36,7 @@ class Recipe(Section):
     few_updates: dict[str, Any]
     many_updates: dict[str, Any]
     positions: dict[str, Any]
+    effects: dict[str, Any]
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -110,7 +111,7 @@ class Plan:
         # The paper's order, best first.
         self.order = ("many", "few", "roberta", "positions", "copied", "uncopied")
         self.control = Row("longer", f"RoBERTa + {many:,} updates in its own pieces")
-        self.documents = Row("documents", f"  + {few:,} updates, documents kept apart")
+        self.documents = Row("documents", f"  + {recipe.effects['steps']:,} updates, documents kept apart")
         self.windows = tuple(sorted({*recipe.windows, recipe.window}))
 
     def _common(self, *layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,14 +144,14 @@ class Plan:
             "batch_size": many["batch_size"] * pieces,
             "micro_batch_size": many["micro_batch_size"] * pieces,
         }
-        others = [window for window in self.windows if window != recipe.window]
+        effects = merged(common, recipe.effects)
         return (
             Training("few", "copied", few),
             Training("many", "copied", many),
             Training("positions", "copied", merged(common, recipe.positions, {"extra_positions_only": True})),
             Training("longer", "roberta", merged(many, own_length)),
-            Training("documents", "copied", merged(few, {"mask_documents": True})),
-            *(Training(f"few-{window}", f"copied-{window}", few) for window in others),
+            Training("documents", "copied", merged(effects, {"mask_documents": True})),
+            *(Training(self.at_window(w)[1], self.at_window(w)[0], effects) for w in self.windows),
         )
 
     def trainings(self) -> tuple[Training, ...]:
@@ -164,7 +165,5 @@ class Plan:
         )
 
     def at_window(self, window: int) -> tuple[str, str]:
-        """The names of the model of this window before and after the few updates."""
-        if window == self.recipe.window:
-            return "copied", "few"
-        return f"copied-{window}", f"few-{window}"
+        """The names of the model of this window before and after the updates for its effect."""
+        return "copied" if window == self.recipe.window else f"copied-{window}", f"window-{window}"

@@ -91,8 +91,8 @@ def tables(plan: Plan, found: Found, unigram: float) -> list[Table]:
             ("", "BPC"),
             (
                 (
-                    "documents kept apart in training − not, after the few updates",
-                    str(paired(found["documents"], found["few"])),
+                    f"documents kept apart − not, after {plan.recipe.effects['steps']:,} updates",
+                    str(paired(found["documents"], found[plan.at_window(plan.recipe.window)[1]])),
                 ),
                 (
                     f"{titles['longer']} − {titles['many']}: what longer sequences give beyond more training",
@@ -124,11 +124,11 @@ def _windows(plan: Plan, found: Found) -> Table:
     for window in plan.windows:
         before, after = plan.at_window(window)
         cells = [str(interval(list(found[name].values()))) for name in (before, after)]
-        against = paired(found[after], found["few"])
+        against = paired(found[after], found[plan.at_window(plan.recipe.window)[1]])
         difference = "" if window == plan.recipe.window else str(against)
         lines.append((str(window), *cells, difference))
     return Table(
-        "The window: BPC right after conversion, and after the few updates",
+        f"The window: BPC right after conversion, and after {plan.recipe.effects['steps']:,} updates",
         ("total width", "converted", "updated", f"updated − at width {plan.recipe.window}"),
         tuple(lines),
     )

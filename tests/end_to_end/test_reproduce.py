@@ -151,6 +151,7 @@ def write_inputs(folder: Path) -> tuple[Path, Path]:
         "few_updates": {"steps": 2, "optimizer": {"warmup_steps": 1}},
         "many_updates": {"steps": 4, "optimizer": {"warmup_steps": 1}},
         "positions": {"steps": 3, "optimizer": {"warmup_steps": 1}},
+        "effects": {"steps": 3, "optimizer": {"warmup_steps": 1}},
     }
     small["roberta"]["optimizer"] = {"warmup_steps": 2}
     recipe = folder / "recipe.yaml"
