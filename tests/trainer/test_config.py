@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from trainer.engine.config import InputError, NewModel, Pretraining, parse_arguments
 from trainer.engine.config import load_config as load_any_config
+from trainer.engine.deepspeed import check_raw_keys
 from trainer.engine.estimate import memory
 from trainer.model.longformer import EncoderConfig
 
@@ -195,6 +196,16 @@ def test_what_deepspeed_must_not_decide_again(tmp_path: Path) -> None:
         load_config(path)
     with pytest.raises(InputError, match=r"deepspeed\.fp16: found, expected it under this file's own keys"):
         load_config(path, [("precision", "bf16")])
+
+
+def test_raw_keys_that_deepspeed_refuses_are_told_before_it_starts(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    check_raw_keys(load_config(path, [("deepspeed.wall_clock_breakdown", "true")]))
+    for key, value in (("comms_logger.enabled", "x"), ("flops_profiler", "3")):
+        with pytest.raises(
+            InputError, match=rf"deepspeed: found .*{key.partition('.')[0]}.*, which DeepSpeed refuses"
+        ):
+            check_raw_keys(load_config(path, [(f"deepspeed.{key}", value)]))
 
 
 def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

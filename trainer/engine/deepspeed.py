@@ -25,6 +25,7 @@ if not torch.cuda.is_available():
 import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from deepspeed.utils import (
     lazy_init_hp_params_optimizer_state,
@@ -76,6 +77,17 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def check_raw_keys(config: Training) -> None:
+    """InputError where DeepSpeed does not take the configuration's raw keys; before anything is written."""
+    if not config.deepspeed:
+        return
+    try:
+        DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, **config.deepspeed})
+    except Exception as error:  # of whatever kind: it reads the keys as it goes
+        reason = " ".join(str(error).split())
+        raise InputError(f"deepspeed: found {config.deepspeed}, which DeepSpeed refuses: {reason}") from error
 
 
 def rank() -> int:

@@ -234,6 +234,7 @@ def _leaves(values: Any, key: str) -> Iterator[tuple[str, Any]]:
 def train(task: Task) -> int:
     """Run to the last step, or to the first step after a wish to stop; returns the exit status."""
     config = task.config
+    processes.check_raw_keys(config)
     check_shared_folder(config.run)
     stacks = config.run / "stacks" / f"rank-{rank()}.txt"
     with StopRequest() as stop, HangWatch(config.hang_minutes * 60, stacks) as watch:
