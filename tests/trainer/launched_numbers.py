@@ -1,10 +1,14 @@
-"""Run by the launcher in test_numbers.py: the configurations given, one after another, and two that are to fail."""
+"""Run by the launcher in test_numbers.py: the configurations given, one after another.
+
+NAME-resumed-STAGE goes on from step 2 of NAME-STAGE, and gradient-STAGE is to fail.
+"""
 
 import sys
 from pathlib import Path
 
 import torch
 
+from tests.trainer.runs import rewind
 from trainer.engine import deepspeed as processes
 from trainer.engine.config import Pretraining, load_config
 from trainer.engine.training import train
@@ -15,9 +19,6 @@ class BadGradient(MaskedLanguageModelling):
     """A finite loss whose gradient is not, from step 3 on."""
 
     step = 0
-
-    def micro_batch(self, step, chosen, places):  # type: ignore[no-untyped-def]
-        return super().micro_batch(step, chosen, places)
 
     def loss(self, model, batch, dropout_seeds):  # type: ignore[no-untyped-def]
         found = super().loss(model, batch, dropout_seeds)
@@ -32,6 +33,11 @@ if __name__ == "__main__":
     processes.start_processes()
     for path in [Path(argument) for argument in sys.argv[1:] if argument.endswith(".yaml")]:
         task = prepare(load_config(path, [], Pretraining))
+        if "-resumed-" in path.stem:
+            run = task.config.run
+            processes.on_first_rank(
+                lambda run=run: rewind(run.with_name(run.name.replace("-resumed", "")), run, 2)
+            )
         if "gradient" in path.stem:
             task = BadGradient(**vars(task))
         try:

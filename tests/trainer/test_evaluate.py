@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.tokenizer import load_tokenizer
 from tests.trainer.models import roberta_folder
 from trainer.batches.corpus import corpus_masking, open_sequences
-from trainer.batches.evaluation import cut_into_pieces
+from trainer.batches.evaluation import cut_into_pieces, loss_of_batches, masked_batches
 from trainer.batches.masking import IGNORED, MaskedSequences
 from trainer.convert import convert
 from trainer.engine.randomness import hash64
@@ -71,6 +71,18 @@ def test_the_figure_is_the_mean_cross_entropy_in_bits(models: Path, corpus: Path
     assert found["tokens"] == count
     assert found["sequences"] == 3
     assert found["bpc"] == pytest.approx(bits / count, rel=1e-5)
+
+
+def test_shares_add_up_to_the_whole(models: Path, corpus: Path) -> None:
+    """However many processes divide the sequences between them."""
+    sequences, model = open_sequences(corpus, "validation"), load_model(models / "longformer").eval()
+    masking, every = corpus_masking(sequences.corpus), np.arange(5)
+
+    def sums(chosen: np.ndarray) -> np.ndarray:
+        return np.array(loss_of_batches(model, masked_batches(sequences, masking, chosen, 128, seed=0)))
+
+    assert sum(sums(every[rank::3]) for rank in range(3)) == pytest.approx(sums(every), rel=1e-6)
+    assert sums(every[5:]).tolist() == [0, 0]
 
 
 def test_a_shorter_model_is_scored_on_the_same_tokens(models: Path, corpus: Path) -> None:

@@ -128,6 +128,17 @@ def test_a_sequence_repeated_in_a_batch_gets_other_masks_and_dropout(corpus: Pat
     # Masking is dynamic: the same place of the next step has another mask.
     later = prepared.micro_batch(2, np.array([5]), np.array([1]))
     assert not torch.equal(later.places[0], again.places[0])
+    # And of another seed.
+    other = prepare(load_config(run_config(tmp_path, corpus, "other", seed=4), [], Pretraining))
+    assert not torch.equal(other.micro_batch(1, np.array([5]), np.array([1])).places[0], again.places[0])
+
+
+def test_pieces_keep_the_documents_of_their_places(corpus: Path) -> None:
+    whole, pieces = open_sequences(corpus, "train"), open_sequences(corpus, "train", 32)
+    expected = whole.document_ids(np.arange(4)).reshape(-1, 32)
+    assert expected.max() > 0
+    assert np.array_equal(pieces.document_ids(np.arange(16)), expected)
+    assert np.array_equal(pieces.input_ids(np.arange(16)), whole.input_ids(np.arange(4)).reshape(-1, 32))
 
 
 def test_pieces_of_padding_alone_are_no_sequences(corpus: Path) -> None:

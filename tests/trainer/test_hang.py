@@ -8,6 +8,7 @@ import pytest
 
 from tests.trainer import launcher
 from tests.trainer.launcher import run_config
+from trainer.engine import hang
 from trainer.engine.checkpoint import newest_checkpoint
 from trainer.engine.hang import HUNG, HangWatch
 
@@ -68,3 +69,18 @@ def test_the_limit_follows_the_median_step_and_the_first_has_more(tmp_path: Path
         watch._idle = 1.0
         watch.beat()
     assert watch.limit == 600
+
+
+def test_a_suspended_process_is_not_taken_for_a_hung_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(hang.time, "monotonic", lambda: clock[0])
+    watch = hang.HangWatch(60, tmp_path / "stacks")
+    clock[0] += 36_000  # one look to the next
+    watch._count()
+    assert watch._idle <= 2 * hang.LOOK_EVERY
+    for _ in range(100):
+        clock[0] += hang.LOOK_EVERY
+        watch._count()
+    assert watch._idle >= 100 * hang.LOOK_EVERY

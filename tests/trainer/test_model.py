@@ -112,6 +112,17 @@ def test_global_tokens_in_transformers_model_over_our_attention(longformer: Path
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_positions_count_real_tokens_also_behind_padding(roberta: Path) -> None:
+    ids, _ = padded_batch(1, 24)
+    ids[0, [0, 1, 9]] = 1
+    mask = (ids != 1).long()
+    theirs = RobertaForMaskedLM.from_pretrained(roberta, attn_implementation="eager").eval()
+    with torch.no_grad():
+        expected = theirs(ids, attention_mask=mask).logits[mask.bool()]
+        found = load_model(roberta).eval()(ids, attention_mask=mask)[mask.bool()]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_window_that_covers_the_sequence_is_full_attention(roberta: Path, tmp_path: Path) -> None:
     convert(roberta, tmp_path / "wide", tokens=64, window=64)
     ids, mask = padded_batch(2, 32)

@@ -6,30 +6,29 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.trainer import launcher
 from tests.trainer.launcher import NEW_MODEL, run_config
+from tests.trainer.models import roberta_folder
+from tests.trainer.runs import rows, state_bytes, step_rows, timeless
+from trainer.batches.order import SequenceOrder
+from trainer.convert import convert
 from trainer.engine.config import LossSpike, Pretraining, load_config
 from trainer.engine.training import Progress
 from trainer.evaluate import evaluate_folder
+from trainer.model.folder import load_model
 from trainer.pretrain import prepare
 
 CURVE = Path(__file__).with_name("loss_curve.json")
 CASES = Path(__file__).with_name("launched_numbers.py")
 STAGES = (0, 1, 2)
 NO_DROPOUT = {**NEW_MODEL, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+CLIPPED = {"learning_rate": 1e-2, "warmup_steps": 2, "weight_decay": 0.3, "gradient_clipping": 0.5}
 NARROW_SPIKES = {"ratio": 1.0001, "window": 1, "skip": True}
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def step_rows(run: Path) -> list[dict[str, Any]]:
-    return [row for row in rows(run) if "loss" in row]
 
 
 def tensors(run: Path, step: int, kind: str = "weights") -> dict[str, torch.Tensor]:
@@ -39,6 +38,8 @@ def tensors(run: Path, step: int, kind: str = "weights") -> dict[str, torch.Tens
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     folder = tmp_path_factory.mktemp("numbers")
+    long = str(folder / "long")
+    convert(roberta_folder(folder / "roberta", tokens=64, vocab_size=300), Path(long), tokens=128, window=16)
     every_step = {"every": 1, "keep_last": 20}
     large = {"batch_size": 32, "steps": 2, "model": NO_DROPOUT}
     tiny_rate = {"learning_rate": 1e-8, "warmup_steps": 0, "decay": "constant", "weight_decay": 0}
@@ -50,7 +51,12 @@ def launched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
         cases[f"one-{stage}"] = {**large, "micro_batch_size": 32}
         cases[f"many-{stage}"] = {**large, "micro_batch_size": 1}
         cases[f"tiny-{stage}"] = {"steps": 1, "precision": "bf16", "optimizer": tiny_rate}
-        for name in ("spikes", "gradient", "one", "many", "tiny"):
+        cases[f"spikes-resumed-{stage}"] = cases[f"spikes-{stage}"]
+        cases[f"reference-{stage}"] = {"model": NO_DROPOUT, "optimizer": CLIPPED}
+        positions = {**CLIPPED, "decay": "constant", "warmup_steps": 0}
+        cases[f"positions-{stage}"] = {"model": long, "extra_positions_only": True, "optimizer": positions}
+        cases[f"positions-resumed-{stage}"] = cases[f"positions-{stage}"]
+        for name in ("spikes", "gradient", "one", "many", "tiny", "reference", "positions"):
             cases[f"{name}-{stage}"]["zero_stage"] = stage
     cases["curve"] = {
         "steps": 30,
@@ -102,6 +108,67 @@ def test_what_is_a_spike() -> None:
         (2.9, False),  # of 1, 1.5 and 1.9
     ]
     assert [(loss, progress.is_spike(loss, settings)) for loss, _ in judged] == judged
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("name", "last"), [("spikes", 12), ("positions", 4)])
+def test_resumed_in_between_it_is_the_same_run(launched: Path, name: str, last: int, stage: int) -> None:
+    """Which losses were no spikes, how many updates there were, and the moments of a part of the weights."""
+    whole, resumed = launched / f"{name}-{stage}", launched / f"{name}-resumed-{stage}"
+    assert [json.loads(line)["step"] for line in (resumed / "starts.jsonl").read_text().splitlines()] == [2]
+    assert state_bytes(resumed, last) == state_bytes(whole, last)
+    assert timeless(resumed) == timeless(whole)
+
+
+def test_updates_are_those_of_plain_torch(launched: Path) -> None:
+    """AdamW over one whole batch in one process: its groups, clipping, rates and denominators, written out."""
+    task = prepare(load_config(launched / "reference-0.yaml", [], Pretraining))
+    model, order = task.model.train(), SequenceOrder(task.sequences, 3)
+    matrices, others = (
+        [p for p in model.parameters() if (p.dim() > 1) == is_matrix] for is_matrix in (True, False)
+    )
+    groups = [{"params": matrices, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, foreach=False)
+    losses, norms = [], []
+    for step, rate in enumerate((5e-3, 1e-2, 1e-2 / 8, 0), 1):
+        batch = task.micro_batch(step, order.batch(step, 4), np.arange(4))
+        loss = task.loss(model, batch, torch.zeros(4, 2, dtype=torch.long)) / batch.scored
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    assert min(norms) > 0.5  # clipped each time
+    for stage in STAGES:
+        run = launched / f"reference-{stage}"
+        assert [row["loss"] for row in step_rows(run)] == pytest.approx(losses, rel=1e-5)
+        assert [row["grad_norm"] for row in step_rows(run)] == pytest.approx(norms, rel=1e-4)
+        found = tensors(run, 4)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(
+                found[name], parameter.detach(), atol=1e-4, rtol=1e-4, msg=f"{stage} {name}"
+            )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_extra_positions_only_moves_the_added_rows_and_nothing_else(launched: Path, stage: int) -> None:
+    before = {name: p.detach() for name, p in load_model(launched / "long").named_parameters()}
+    after, moments = (
+        tensors(launched / f"positions-{stage}", 4),
+        tensors(launched / f"positions-{stage}", 4, "exp_avg"),
+    )
+    table = "longformer.embeddings.position_embeddings.weight"
+    assert moments.keys() == {table}
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        if name != table:
+            assert torch.equal(after[name], tensor), name
+    assert torch.equal(
+        after[table][:66], before[table][:66]
+    )  # 64 positions, and the rows up to the padding's
+    assert ((after[table][66:] - before[table][66:]).abs().amax(1) > 1e-3).all()
 
 
 def test_a_resumed_run_sees_spikes_over_fewer_steps_than_before() -> None:

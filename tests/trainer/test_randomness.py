@@ -1,13 +1,16 @@
 """Order, masks, learning rates: pure functions, checked by their statistics and against the paper's numbers."""
 
+import itertools
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.batches.masking import IGNORED, Masking
 from trainer.batches.order import SequenceOrder
-from trainer.engine.randomness import attention_dropout_seeds, hash64
+from trainer.engine.randomness import attention_dropout_seeds, hash64, reseed_torch
 from trainer.engine.schedule import learning_rate
 
 SPECIAL = frozenset({0, 1, 2, 3, 99})
@@ -123,3 +126,11 @@ def test_attention_seeds_differ_by_sequence_layer_and_step() -> None:
     later = attention_dropout_seeds(0, 2, np.arange(10), 4)
     assert len({*first.ravel().tolist(), *later.ravel().tolist()}) == 80
     assert np.array_equal(attention_dropout_seeds(0, 1, np.array([7]), 4)[0], first[7])
+
+
+def test_hidden_dropout_differs_by_seed_step_and_micro_batch() -> None:
+    seeds = set()
+    for words in itertools.product((0, 1), repeat=3):
+        reseed_torch(*words)
+        seeds.add(torch.initial_seed())
+    assert len(seeds) == 8
