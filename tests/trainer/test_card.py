@@ -143,7 +143,9 @@ def test_its_command_and_configuration_start_the_same_run(
     converted = small(base_model="owner/tiny@abc", original_max_position_embeddings=34)
     [commands] = blocks(trained_card(converted, 9, state, {}, True), "sh")
     convert_, pretrain = commands.splitlines()
-    assert convert_.endswith("--from owner/tiny@abc --to MODEL --max-positions 128 --window 16")
+    assert convert_.endswith(
+        "--from owner/tiny@abc --to MODEL --as longformer --max-positions 128 --window 16"
+    )
     assert pretrain.endswith("--model MODEL")
 
 

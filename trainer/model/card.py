@@ -242,9 +242,8 @@ def _again(
         if config.original_max_position_embeddings and config.base_model:
             widths = " ".join(map(str, config.attention_window[: 1 if _one_window(config) else None]))
             convert = f"python -m trainer.convert --from {config.base_model} --to MODEL"
-            command = (
-                f"{convert} --max-positions {config.max_tokens} --window {widths}\n{command} --model MODEL"
-            )
+            sizes = f"--as longformer --max-positions {config.max_tokens} --window {widths}"
+            command = f"{convert} {sizes}\n{command} --model MODEL"
         else:
             command += f" --model {config.base_model or 'MODEL'}"
             said += "" if config.base_model else " and MODEL is the model that was continued"
