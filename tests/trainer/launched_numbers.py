@@ -1,14 +1,15 @@
 """Run by the launcher in test_numbers.py: the configurations given, one after another.
 
-NAME-resumed-STAGE goes on from step 2 of NAME-STAGE, and gradient-STAGE is to fail.
+NAME-resumed-STAGE goes on from the step before the last spike of NAME-STAGE, or from step 2; gradient-STAGE is to fail.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from tests.trainer.runs import rewind
+from tests.trainer.runs import rewind, rows
 from trainer.engine import deepspeed as processes
 from trainer.engine.config import Pretraining, load_config
 from trainer.engine.training import train
@@ -35,9 +36,9 @@ if __name__ == "__main__":
         task = prepare(load_config(path, [], Pretraining))
         if "-resumed-" in path.stem:
             run = task.config.run
-            processes.on_first_rank(
-                lambda run=run: rewind(run.with_name(run.name.replace("-resumed", "")), run, 2)
-            )
+            whole = run.with_name(run.name.replace("-resumed", ""))
+            step = next((row["step"] - 1 for row in reversed(rows(whole)) if "spike" in row), 2)
+            processes.on_first_rank(partial(rewind, whole, run, step))
         if "gradient" in path.stem:
             task = BadGradient(**vars(task))
         try:
