@@ -26,7 +26,10 @@ TRAINER_MAY_TAKE_OF_PIPELINE = {
     "pipeline.errors",
 }
 IMPORTED_IN = {
-    "ray": {"pipeline/runner.py", "cluster/check.py"},
+    "ray": {
+        "pipeline/runner.py",
+        *(f"cluster/{name}.py" for name in ("check", "machines", "node", "progress")),
+    },
     "deepspeed": {"trainer/engine/deepspeed.py"},
 }
 

@@ -3,9 +3,7 @@ reference (1.6) describes; pods, the claim and the policy against Kubernetes' ow
 
 from __future__ import annotations
 
-import argparse
 import copy
-import importlib.util
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 import yaml
 
 from cluster.check import problems
+from cluster.launch import make_parser as make_launch_parser
 from pipeline.build_corpus import make_parser
 from tests.cluster.filled import filled
 
@@ -252,11 +251,8 @@ def test_the_corpus_command_is_one() -> None:
     assert str(options.config) == "/shared/corpus.yaml"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cluster.launch") is None, reason="cluster.launch is not there")
 def test_the_training_command_is_one() -> None:
-    from cluster import launch
-
-    parser: argparse.ArgumentParser = launch.make_parser()
+    parser = make_launch_parser()
     entrypoint = job("rayjob-pretrain")["spec"]["entrypoint"]
     options, rest = parser.parse_known_args(arguments(entrypoint, "cluster.launch"))
     assert options.gpus == 8

@@ -3,7 +3,6 @@ would take a cluster, and run where it would not."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -15,6 +14,8 @@ import yaml
 from ray.scripts.scripts import cli
 
 from cluster.check import main
+from cluster.launch import make_parser as launch_parser
+from cluster.progress import GAUGES
 from pipeline.build_corpus import make_parser
 
 ROOT = Path(__file__).parents[2]
@@ -55,10 +56,7 @@ def check_job(entrypoint: list[str]) -> None:
         make_parser().parse_args(arguments)
     else:
         assert module == "cluster.launch"
-        if importlib.util.find_spec(module) is not None:
-            from cluster import launch
-
-            assert launch.make_parser().parse_known_args(arguments)[1] == []
+        assert launch_parser().parse_known_args(arguments)[1] == []
 
 
 def test_every_command_is_understood(
@@ -110,10 +108,6 @@ def test_a_command_that_ray_does_not_know_is_noticed() -> None:
 
 
 def test_gauges_are_those_that_are_set() -> None:
-    if importlib.util.find_spec("cluster.progress") is None:
-        pytest.skip("cluster.progress is not there")
-    from cluster.progress import GAUGES
-
     assert set(re.findall(r"`ray_(longspan_\w+)`", README)) == set(GAUGES)
 
 
