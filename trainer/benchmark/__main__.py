@@ -10,7 +10,8 @@ step        Forward, backward and AdamW in float32 on one masked sequence of ran
             our step's matrix products take at the rates that torch.mm on large matrices, and oneDNN's brgemm on tiles
             in cache, reach in the same rounds. Peak memory is the rise of the resident set above weights and moments.
             glibc gives large allocations back to the system at once, and pages that come back have to be cleared:
-            once under the default allocator, and once tuned by MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368.
+            once under the default allocator, of which ours keeps what it frees, as every training on CPU does, and once
+            all tuned by MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368.
 data        What one thread of a rank makes of the shards: tokens a second in masked micro-batches, against what the
             step takes of them, and against what a GPU could take by arithmetic.
 start       From the end of a run's imports to the end of its first step: a tiny model, launched on two processes.
