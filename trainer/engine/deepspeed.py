@@ -36,8 +36,10 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from trainer.engine.allocator import keep_freed_memory
 from trainer.engine.config import GRADIENT_BUCKET, InputError, Optimizer, Training, WeightsAndBiases
 from trainer.engine.monitor import prepare_wandb
+from trainer.engine.network import interface_towards
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Result = TypeVar("Result")
@@ -56,6 +58,10 @@ def start_processes() -> None:
     # Before anything is sent: NCCL sends from the current GPU, which is the first one on every rank until set.
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if get_accelerator().device_name() == "cpu":
+        keep_freed_memory()
+        # Gloo asks what address the host's own name has, which on many hosts is loopback, where no other host is.
+        if interface := interface_towards(os.environ["MASTER_ADDR"]):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         # Its shared-memory collectives compile for a minute at first use; gloo does the same here.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
