@@ -50,12 +50,7 @@ class RayRunner:
 
         self._ray = ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-        options: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": "warning",
-            "runtime_env": {"env_vars": environment},
-        }
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
         try:
             if os.environ.get("RAY_ADDRESS"):
                 ray.init(**options)
@@ -75,7 +70,10 @@ class RayRunner:
             raise BuildError(f"the Ray cluster has {cpus_there} CPUs; a unit of work needs one")
         self._max_cpus = max_cpus
         memory = task_memory(ray.nodes())
-        self._task = ray.remote(num_cpus=1, memory=memory, max_retries=RETRIES)(_execute)
+        # For the task, not in ray.init: that refuses a variable which the job's own runtime_env has too.
+        environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}}
+        remote = ray.remote(num_cpus=1, memory=memory, max_retries=RETRIES, runtime_env=environment)
+        self._task = remote(_execute)
 
     def run(self, units: Iterator[Unit], stores: Stores) -> Iterator[tuple[Unit, Record]]:
         try:

@@ -26,6 +26,7 @@ def cluster() -> Iterator[Cluster]:
 def submit(cluster: Cluster, *entrypoint: str) -> subprocess.CompletedProcess[str]:
     ray = str(Path(sys.executable).parent / "ray")
     arguments = [ray, "job", "submit", "--address", cluster.dashboard, "--working-dir", "."]
+    arguments += ["--runtime-env", "cluster/runtime_env.yaml"]
     return subprocess.run(
         [*arguments, "--", *entrypoint],
         cwd=ROOT,
