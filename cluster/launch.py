@@ -25,12 +25,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from cluster.machines import Crew, Demand, Taken, await_machines, connect, let_machines_go
 from cluster.node import Report
 from cluster.progress import Progress
 from cluster.restarts import Failure, RestartPolicy
 from trainer.engine.config import InputError, Pretraining, load_config
+from trainer.engine.one_writer import lock_folder
 
 SAVED = 143  # a training's exit status after SIGTERM and its checkpoint
 LOST = -1000  # in place of a launcher's exit status: its machine is gone
@@ -49,17 +51,22 @@ class Launch:
     least: int
     most: int
     patience: float
+    run: Path
     progress: Progress
     policy: RestartPolicy
+    lock: TextIO | None = None  # against the same run in another job
     stop_requested: bool = False
     attempts: list[str] = field(default_factory=list)  # how each ended
 
-    def run(self) -> int:
+    def train(self) -> int:
         """Start and restart until the training has ended; returns its exit status."""
+        if self.run.exists():
+            self.claim()
         while True:
             # What could be met once will be met again: a lost machine may be replaced.
             patience = max(self.patience, REPLACED) if self.attempts else self.patience
             count = await_machines(self.demand, self.least, self.most, patience, tell)
+            self.claim()  # now that its folder is wanted
             try:
                 crew = Crew(self.demand, count)
             except Taken:
@@ -78,6 +85,10 @@ class Launch:
                 return outcome.status or 1
             tell("starting again from the last complete checkpoint")
             self.progress.restarted()
+
+    def claim(self) -> None:
+        """Refuse to wait for machines, and to take them, for a run that another job trains."""
+        self.lock = self.lock or lock_folder(self.run, "cluster.launch", ".launch")
 
     def attempt(self, crew: Crew) -> int | Failure:
         """Train on these machines until the end, or until something fails."""
@@ -214,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             least=options.min_nodes,
             most=options.max_nodes,
             patience=options.wait_minutes * 60,
+            run=config.run,
             progress=Progress(config.run),
             policy=RestartPolicy(options.restarts),
         )
@@ -224,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, request_stop)
         began = time.monotonic()
         try:
-            status = launch.run()
+            status = launch.train()
         finally:
             let_machines_go()
         launch.progress.look()

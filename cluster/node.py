@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -64,8 +63,8 @@ class Node:
         # The names mean nothing outside: without ssh the launcher needs a machine's number alone.
         hosts = "".join(f"machine{n} slots={max(place.slots) + 1}\n" for n, place in enumerate(places))
         include = "@".join(f"machine{n}:" + ",".join(map(str, place.slots)) for n, place in enumerate(places))
-        with tempfile.NamedTemporaryFile("w", prefix="hostfile-", delete=False) as hostfile:
-            hostfile.write(hosts)
+        hostfile = os.memfd_create("hostfile")  # gone with the last process that has it open
+        os.write(hostfile, hosts.encode())
         environment = dict(os.environ)
         # The code of this job, as in the driver, and its environment's commands.
         environment["PYTHONPATH"] = os.pathsep.join([str(script.parents[1]), *sys.path])
@@ -74,7 +73,7 @@ class Node:
         if cpu:
             environment["DS_ACCELERATOR"] = "cpu"
             environment.setdefault("OMP_NUM_THREADS", "1")
-        command = ["deepspeed", "--hostfile", hostfile.name, "--include", include, "--no_ssh"]
+        command = ["deepspeed", "--hostfile", f"/proc/self/fd/{hostfile}", "--include", include, "--no_ssh"]
         command += ["--node_rank", str(number), "--master_addr", places[0].address]
         command += ["--master_port", str(places[0].port), str(script), *arguments]
         self._process = subprocess.Popen(
@@ -86,8 +85,10 @@ class Node:
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=(hostfile,),
             preexec_fn=_end_with_parent,
         )
+        os.close(hostfile)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -14,7 +14,6 @@ Written to the output folder: table5.md, table5.json, table5.svg, and every run,
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shutil
 import sys
@@ -35,16 +34,12 @@ from reproduce.recipe import DEFAULT, Recipe, load_recipe
 from reproduce.report import figures, markdown, tables
 from reproduce.steps import Reproduction
 from trainer.engine.config import InputError
+from trainer.engine.one_writer import lock_folder
 
 
 def claim(folder: Path, recipe: Recipe, text: Path) -> TextIO:
     """Hold the folder against a second writer, and against a recipe or text other than those it was begun with."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise InputError(f"{folder}: another reproduction is writing here") from error
+    lock = lock_folder(folder, "reproduction")
     settings = corpus_settings(text, recipe, Path("tokenizer"))
     wanted = {"recipe": recipe.model_dump(mode="json"), "corpus": settings}
     begun = folder / "recipe.json"

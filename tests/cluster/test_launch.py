@@ -86,6 +86,9 @@ def test_a_lost_node_is_gone_on_without_and_a_stopped_job_resumed_and_the_run_is
     run, config = tmp_path / "run", run_config(tmp_path, corpus, "run", **LONG)
     process = start(cluster, config, "--min-nodes", "1")
     wait_for_step(process, run, 45)
+    second = start(cluster, config)  # of the same run
+    assert "run: another cluster.launch is writing here" in finish(second)
+    assert second.returncode == 2
     cluster.remove_node(nodes[1], allow_graceful=False)
     wait_for_step(process, run, 90)
     process.send_signal(signal.SIGTERM)

@@ -6,7 +6,6 @@ losses over all processes, takes one update, and keeps what a run needs to go on
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import statistics
@@ -34,6 +33,7 @@ from trainer.engine.deepspeed import Engine, all_reduce_sum, gather_objects, on_
 from trainer.engine.flops import peak_flops
 from trainer.engine.hang import HangWatch
 from trainer.engine.monitor import Monitor
+from trainer.engine.one_writer import lock_folder
 from trainer.engine.randomness import attention_dropout_seeds, reseed_torch
 from trainer.engine.schedule import learning_rate
 from trainer.engine.shared_folder import check_shared_folder
@@ -190,17 +190,6 @@ def step_batches(task: Task, engine: Engine, first: int) -> Iterator[StepBatch]:
             yield batch
 
 
-def lock_run(run: Path) -> TextIO:
-    """The run's one-writer lock; held until the process ends, however it ends."""
-    run.mkdir(parents=True, exist_ok=True)
-    lock = (run / ".lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise InputError(f"{run}: another training is writing here") from error
-    return lock
-
-
 def check_same_run(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     """Refuse to continue a checkpoint under other numbers; names each key that differs."""
     expected = json.loads(json.dumps(facts))
@@ -273,7 +262,7 @@ class Run:
     def _claim(self) -> Checkpoint | None:
         """Lock the run's folder and find what there is to resume; on the first rank alone."""
         run = self.config.run
-        self.lock = lock_run(run)
+        self.lock = lock_folder(run, "training")
         keys = (*self.facts, "progress")
         found = newest_checkpoint(run / "checkpoints", lambda line: self.tell(line, sys.stderr), keys)
         if found is not None:
