@@ -38,8 +38,9 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# A file of tests has one worker: what a file starts once serves all its tests.
 test: lint $(VENV)/.checkpoint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 drills: $(VENV)/.installed
 	LONGSPAN_KILLS=$(KILLS) $(RUN) -m pytest -m drill --timeout=14400
