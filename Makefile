@@ -13,7 +13,7 @@ help:
 	@echo "make demo    corpus, pretraining, conversion and a table-5 table on this machine's own documentation"
 	@echo "make test    every check and test (needs nothing installed before)"
 	@echo "make drills  the tests that kill things, $(KILLS) times each (KILLS=n)"
-	@echo "make reproduce  the paper's table 5 at a small scale, three seeds; resumable (REPRODUCE='--seeds 5', ...)"
+	@echo "make reproduce  the paper's table 5 at a small scale, five seeds; resumable (REPRODUCE='--seeds 3', ...)"
 	@echo "make bench   the benchmarks beside their peers"
 	@echo "make lint    ruff and mypy;  make format: ruff's formatter"
 	@echo "make constraints  the exact versions that a cluster's machines install, from this environment"
