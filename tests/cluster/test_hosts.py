@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, Popen
 
+import psutil
 import pytest
 import yaml
 
@@ -157,6 +158,26 @@ class OnPremises:
             if line.endswith("}") and "loss" in (row := json.loads(line)):
                 found[row["step"]] = row["loss"]
         return found
+
+
+def state_of_this_machine() -> dict[str, object]:
+    """What hosts could leave behind."""
+    return {
+        "mounts": Path("/proc/self/mounts").read_text(),
+        "networks": sorted(psutil.net_if_addrs()),
+        "folders": [sorted(os.listdir(folder)) for folder in ("/", "/run", "/var/log", "/etc")],  # noqa: PTH208
+        "name": os.uname().nodename,
+    }
+
+
+def test_hosts_leave_nothing_behind(tmp_path: Path) -> None:
+    before = state_of_this_machine()
+    with hosts(tmp_path, HEAD) as made:
+        assert state_of_this_machine() == before
+        pids = [made.you.pid, made.named[HEAD].pid]
+        assert made.named[HEAD].run("touch /etc/x /usr/x").returncode != 0
+    assert state_of_this_machine() == before
+    assert not any(map(psutil.pid_exists, pids))
 
 
 @pytest.fixture(scope="module")
@@ -303,13 +324,17 @@ def test_the_training_is_the_same_where_it_is_stopped_and_hosts_fail_the_head_to
     began = max(cluster.losses("run"))
     cluster.wait(lambda: max(cluster.losses("run")) >= began + 12, "steps without it", "train-2")
 
-    # The head fails, and with it the job; what was saved stays. The same commands bring both back.
+    # The head fails, and with it the job; what was saved stays. The same commands bring both back, once the host that
+    # was lost before is there again.
     cluster.hosts.named[HEAD].kill()
     cluster.hosts.switch_on(HEAD)
     cluster.up()
-    cluster.whole()
-    cluster.submit("train-3", launch)
+    cluster.submit("train-3", launch.replace("--min-nodes 1", "--min-nodes 3"))
+    waiting = "waiting: 3 machines with 1 CPUs each are needed; "
+    cluster.wait(lambda: waiting in cluster.job("ray job logs train-3", check=False), "it to wait", "train-3")
+    cluster.hosts.switch_on(victim)
     log = cluster.finish("train-3")
+    assert "training on 3 machines" in log
     assert f"start     step 0 of {STEPS}" not in log
     assert "launch: done" in log
 

@@ -154,6 +154,11 @@ def test_what_can_never_fit_is_refused_at_once(cluster: Cluster, corpus: Path, t
     assert process.returncode == 2, output
     assert "1 machines with 64 CPUs each are needed; 0 of these have them" in output
     assert "None came in 0 minutes (--wait-minutes)" in output
+    process = start(cluster, config, "--gpus", "8")
+    output = finish(process)
+    assert process.returncode == 2, output
+    assert "1 machines with 8 CPUs and 8 GPUs each are needed; 0 of these have them" in output
+    assert "no GPU" in output
     assert not (tmp_path / "run").exists()
 
 
