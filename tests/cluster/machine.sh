@@ -9,6 +9,7 @@ set -eu
 folder=$1 name=$2
 shift 2
 home=/tmp/home
+export PATH=$PATH:/usr/sbin:/sbin
 
 mount --make-rprivate /
 root=$folder/$name/root
