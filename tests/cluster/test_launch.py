@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from cluster.launch import main as launch
 from tests.corpora import build_small_corpus
 from tests.trainer.launcher import run_config
+from trainer.engine.one_writer import lock_folder
 
 ROOT = Path(__file__).parents[2]
 # Each takes minutes: machines are lost by their heartbeats.
@@ -84,11 +85,12 @@ def test_a_lost_node_is_gone_on_without_and_a_stopped_job_resumed_and_the_run_is
 ) -> None:
     nodes = [add(cluster) for _ in range(2)]
     run, config = tmp_path / "run", run_config(tmp_path, corpus, "run", **LONG)
+    with lock_folder(run, "", ".launch"):  # as the same run's launch in another job
+        second = start(cluster, config)
+        assert "run: another cluster.launch is writing here" in finish(second)
+        assert second.returncode == 2
     process = start(cluster, config, "--min-nodes", "1")
     wait_for_step(process, run, 45)
-    second = start(cluster, config)  # of the same run
-    assert "run: another cluster.launch is writing here" in finish(second)
-    assert second.returncode == 2
     cluster.remove_node(nodes[1], allow_graceful=False)
     wait_for_step(process, run, 90)
     process.send_signal(signal.SIGTERM)
