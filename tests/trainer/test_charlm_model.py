@@ -1,0 +1,120 @@
+"""The character model: its size, its causality, how far it sees, and a dense model beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from trainer.model.charlm import CharacterConfig, CharacterModel, rotary_angles, turn
+
+
+def small(layers: int = 3, dilation: tuple[int, ...] = (1, 2, 3), **changes: object) -> CharacterConfig:
+    return CharacterConfig(
+        vocab_size=11,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=32,
+        dilation=dilation,
+        initializer_range=0.3,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(("layers", "millions"), [(12, 38), (30, 95)])
+def test_sizes_are_the_paper_s_without_its_relative_projection(layers: int, millions: int) -> None:
+    with torch.device("meta"):
+        model = CharacterModel(CharacterConfig(vocab_size=256, num_hidden_layers=layers))
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 4)] * 3),
+    st.tuples(*[st.integers(1, 5)] * 3),
+    st.integers(1, 29),
+    st.integers(0, 999),
+)
+def test_no_later_character_changes_a_logit_and_none_is_seen_from_beyond_its_reach(
+    dilation: tuple[int, ...], lookback: tuple[int, ...], place: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    config = small(dilation=dilation)
+    model = CharacterModel(config).eval()
+    characters = torch.randint(0, 11, (1, 30))
+    other = characters.clone()
+    other[0, place] = (other[0, place] + 1) % 11
+    with torch.no_grad():
+        changed = (
+            (model(characters, lookback) != model(other, lookback)).any(-1)[0].nonzero().flatten().tolist()
+        )
+    assert changed
+    assert min(changed) == place
+    assert max(changed) <= place + config.reach(lookback)
+
+
+def test_the_receptive_field_is_the_sum_of_the_layers() -> None:
+    torch.manual_seed(0)
+    config, lookback = small(dilation=(1, 2, 3)), (2, 3, 4)
+    assert config.reach(lookback) == 2 + 6 + 12
+    model = CharacterModel(config).eval()
+    found = []
+    model.embeddings.register_forward_hook(
+        lambda _module, _inputs, output: found.append(output) or output.retain_grad()
+    )
+    logits = model(torch.randint(0, 11, (1, 40)), lookback)
+    logits[0, 35].square().sum().backward()
+    seen = found[0].grad[0].abs().sum(-1).nonzero().flatten()
+    assert (seen.min(), seen.max()) == (35 - 20, 35)
+
+
+def test_it_is_a_dense_causal_model_under_the_window_s_mask() -> None:
+    torch.manual_seed(0)
+    config, lookback, N = small(), (3, 2, 4), 23
+    model = CharacterModel(config).eval()
+    characters = torch.randint(0, 11, (2, N))
+    hidden = model.embeddings(characters)
+    angles = rotary_angles(torch.arange(N), 4)
+    distance = torch.arange(N)[:, None] - torch.arange(N)[None]
+    for index, layer in enumerate(model.layers):
+        query, key, value = layer.attention.projections(layer.attention_norm(hidden), angles)
+        steps = torch.tensor(config.steps_of_heads(index))[:, None, None]
+        seen = (distance >= 0) & (distance % steps == 0) & (distance <= steps * lookback[index])
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen[None])
+        hidden = hidden + layer.attention.output(attended.transpose(1, 2).flatten(2))
+        hidden = layer.feed_forward(hidden)
+    expected = F.linear(model.norm(hidden), model.embeddings.weight, model.bias)
+    torch.testing.assert_close(model(characters, lookback), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(characters, lookback, scored_from=20), expected[:, 20:], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_scores_depend_on_the_distance_alone() -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 1, 1, 64), torch.randn(1, 1, 1, 64)
+
+    def score(i: int, j: int) -> torch.Tensor:
+        turned = [turn(x, *rotary_angles(torch.tensor([place]), 64)) for x, place in ((query, i), (key, j))]
+        return (turned[0] * turned[1]).sum()
+
+    for i, j in ((5, 3), (100, 7), (32_255, 24_063)):
+        torch.testing.assert_close(score(i, j), score(i - j, 0), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dilation": (1, 2)}, "found 2 entries, expected one a layer, 3"),
+        ({"dilation": (1, 0, 2)}, "expected steps of at least 1"),
+        ({"dilated_heads": 5}, "found 5, expected at most 4 heads"),
+        ({"hidden_size": 12}, "expected a multiple of twice the 4 heads"),
+    ],
+)
+def test_misfits_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CharacterConfig.model_validate({**small().model_dump(), **changes})
