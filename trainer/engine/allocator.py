@@ -1,7 +1,7 @@
 """What glibc does with the memory that a training step on CPU frees.
 
-By default it gives every large tensor back to the system at once, which clears its pages again for the next one: 7 % of
-a step on one sequence of 4,096 tokens (`python -m trainer.benchmark`).
+By default it gives every large tensor back to the system at once, which clears its pages again for the next one: 3 to
+7 % of a step on one sequence of 4,096 tokens (`python -m trainer.benchmark`).
 """
 
 from __future__ import annotations
