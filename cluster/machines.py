@@ -21,7 +21,7 @@ from trainer.engine.config import InputError
 Told = Callable[[str], None]
 FOR_A_PLACE = 300.0  # seconds that machines which are there may be taken
 SETTLED = (
-    20.0  # seconds after which the cluster knows which machines it has lost, and what an ended job has freed
+    20.0  # seconds, after which the cluster knows what machines it has lost and what an ended job has freed
 )
 
 
@@ -144,7 +144,7 @@ class Crew:
         return self.call(method, [arguments] * len(self._actors), timeout)
 
     def places(self) -> list[Place]:
-        """Where the actors are, or the first error."""
+        """Where the actors are; an exception in place of one that is lost."""
         return self.each("place", self.demand.cpus)
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,6 +26,20 @@ def made_up_documents(count: int, seed: int = 0) -> list[str]:
             word = random_.choice(follows[word])
         documents.append(" ".join(sentence) + ".")
     return documents
+
+
+def lasting_build(tokenizer: str, documents: str, seed: int) -> dict[str, Any]:
+    """A configuration of so many units that there is time to lose a machine: `documents` has one a line."""
+    return {
+        "tokenizer": tokenizer,
+        "sequence_length": SEQUENCE_LENGTH,
+        "seed": seed,
+        "chunk_bytes": 20_000,
+        "shard_sequences": 500,
+        "sources": [{"kind": "stories", "path": documents}],
+        "deduplicate": {"near": {"threshold": 0.8}},
+        "validation_fraction": 0.1,
+    }
 
 
 def build_small_corpus(folder: Path, seed: int = 0, sequence_length: int = SEQUENCE_LENGTH) -> Path:

@@ -24,7 +24,7 @@ from attention import cache
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("machine.sh")
-HOME = "/tmp/home"  # noqa: S108  # of every machine's only account, root
+HOME = "/tmp/home"  # noqa: S108  # root's on every machine, in a /tmp of its own
 NETWORK = "10.77.0"
 PROGRAMS = ("unshare", "nsenter", "ip", "pivot_root", "sshd", "ssh", "ssh-keygen", "rsync")
 NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
@@ -85,7 +85,7 @@ class Machine:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         self.pid = children[0].pid
-        while self.run("test ! -e /old -a -d /shared -a $HOSTNAME = " + self.name).returncode:
+        while self.run(f"test ! -e /old -a -d /shared -a $(hostname) = {self.name}").returncode:
             log_text = (self.folder / f"{self.name}.log").read_text()
             assert self._unshare.poll() is None, log_text
             assert time.monotonic() < deadline, log_text
@@ -106,7 +106,6 @@ class Machine:
         """What runs `text` in a shell there, in the repository's root."""
         given = {
             "HOME": HOME,
-            "HOSTNAME": self.name,
             "PATH": f"{ENVIRONMENT}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "NO_COLOR": "1",
             **variables,

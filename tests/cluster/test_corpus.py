@@ -1,4 +1,7 @@
-"""The corpus job on a Ray cluster of several nodes on this machine, of which one is killed."""
+"""The corpus job on a Ray cluster of several nodes on this machine, of which one is killed.
+
+`make test` has it of hosts, in test_hosts.py, where there is root.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from demo.sources import train_tokenizer
-from tests.corpora import made_up_documents
+from tests.cluster.drills import in_drills
+from tests.corpora import lasting_build, made_up_documents
 from tests.pipeline.conftest import contents
 
 ROOT = Path(__file__).parents[2]
@@ -23,20 +27,12 @@ KILLS = int(os.environ.get("LONGSPAN_KILLS", "0"))
 
 
 @pytest.mark.drill
-@pytest.mark.skipif(not KILLS, reason="runs in `make drills`; test_hosts.py loses a host in `make test`")
+@in_drills
 def test_a_lost_node_changes_no_byte(tmp_path: Path) -> None:
     documents = made_up_documents(2500, SEED)
     train_tokenizer(documents[:200], 300, tmp_path / "tokenizer.json")
     (tmp_path / "raw.txt").write_text("".join(f"{document}\n" for document in documents), encoding="utf-8")
-    config = {
-        "tokenizer": str(tmp_path / "tokenizer.json"),
-        "sequence_length": 128,
-        "seed": SEED,
-        "chunk_bytes": 20_000,
-        "shard_sequences": 500,
-        "sources": [{"kind": "stories", "path": str(tmp_path / "raw.txt")}],
-        "validation_fraction": 0.1,
-    }
+    config = lasting_build(str(tmp_path / "tokenizer.json"), str(tmp_path / "raw.txt"), SEED)
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     command = [
         sys.executable,

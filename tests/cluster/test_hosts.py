@@ -22,8 +22,9 @@ import psutil
 import pytest
 import yaml
 
+from tests.cluster.drills import in_drills
 from tests.cluster.hosts import HOME, ROOT, Hosts, Machine, hosts, missing
-from tests.corpora import build_small_corpus, made_up_documents
+from tests.corpora import build_small_corpus, lasting_build, made_up_documents
 from tests.pipeline.conftest import contents
 from tests.trainer.launcher import run_config
 
@@ -57,9 +58,6 @@ for found in boto3.resource("s3").Bucket("{bucket}").objects.filter(Prefix="{pre
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(found.get()["Body"].read())
 """
-
-# Some six minutes: a host is known to be lost by its missing heartbeats.
-in_drills = pytest.mark.skipif("LONGSPAN_KILLS" not in os.environ, reason="runs in `make drills`")
 
 pytestmark = [
     pytest.mark.drill,
@@ -207,7 +205,9 @@ def state_of_this_machine() -> dict[str, object]:
     return {
         "mounts": Path("/proc/self/mounts").read_text(),
         "networks": sorted(psutil.net_if_addrs()),
-        "folders": [sorted(os.listdir(folder)) for folder in ("/", "/run", "/var/log", "/etc")],  # noqa: PTH208
+        "folders": sorted(
+            path for name in ("/", "/run", "/var/log", "/etc") for path in Path(name).iterdir()
+        ),
         "name": os.uname().nodename,
     }
 
@@ -318,16 +318,7 @@ def test_the_corpus_is_the_same_where_a_host_fails_in_the_middle(cluster: OnPrem
     for number, document in enumerate(made_up_documents(4000, SEED)):
         with (raw / f"{number % 40:02}.txt").open("a", encoding="utf-8") as file:
             file.write(document + "\n")
-    config = {
-        "tokenizer": "/shared/tokenizer.json",
-        "sequence_length": 128,
-        "seed": SEED,
-        "chunk_bytes": 20_000,
-        "shard_sequences": 500,
-        "sources": [{"kind": "stories", "path": "/shared/raw"}],
-        "deduplicate": {"near": {"threshold": 0.8}},
-        "validation_fraction": 0.1,
-    }
+    config = lasting_build("/shared/tokenizer.json", "/shared/raw", SEED)
     (cluster.shared / "corpus.yaml").write_text(yaml.safe_dump(config))
     cluster.sh(
         "python -m pipeline.build_corpus --local --config /shared/corpus.yaml --output /shared/expected"

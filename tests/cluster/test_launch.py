@@ -16,13 +16,12 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
 from cluster.launch import main as launch
+from tests.cluster.drills import in_drills
 from tests.corpora import build_small_corpus
 from tests.trainer.launcher import run_config
 from trainer.engine.one_writer import lock_folder
 
 ROOT = Path(__file__).parents[2]
-# Each takes minutes: machines are lost by their heartbeats.
-in_drills = pytest.mark.skipif("LONGSPAN_KILLS" not in os.environ, reason="runs in `make drills`")
 LONG = {"steps": 200, "checkpoint": {"every": 20, "keep_last": 2}}
 
 

@@ -12,16 +12,15 @@ from pydantic import ValidationError
 from trainer.model.charlm import CharacterConfig, CharacterModel, rotary_angles, turn
 
 
-def small(layers: int = 3, dilation: tuple[int, ...] = (1, 2, 3), **changes: object) -> CharacterConfig:
+def small(dilation: tuple[int, ...] = (1, 2, 3)) -> CharacterConfig:
     return CharacterConfig(
         vocab_size=11,
         hidden_size=16,
-        num_hidden_layers=layers,
+        num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=32,
         dilation=dilation,
         initializer_range=0.3,
-        **changes,  # type: ignore[arg-type]
     )
 
 
