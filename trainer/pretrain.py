@@ -36,6 +36,7 @@ from trainer.engine.deepspeed import rank, world_size
 from trainer.engine.estimate import describe_plan
 from trainer.engine.flops import step_flops
 from trainer.engine.monitor import METRICS
+from trainer.engine.phases import Phase, Phases
 from trainer.engine.randomness import as_seed, hash64
 from trainer.engine.training import train
 from trainer.export import export_checkpoint
@@ -67,27 +68,32 @@ class MaskedLanguageModelling:
     start: str  # what the weights are at step 0
 
     @property
-    def sequences(self) -> int:
-        return len(self.data)
-
-    @property
-    def layers(self) -> int:
-        return self.model.config.num_hidden_layers
-
-    @property
-    def tokens_per_sequence(self) -> int:
-        return self.config.sequence_length
-
-    @property
-    def flops(self) -> int:
-        config = self.config
-        return step_flops(
+    def phases(self) -> Phases:
+        config, schedule = self.config, self.config.optimizer
+        flops = step_flops(
             self.model.config,
             config.sequence_length,
             self.masking.places_per_sequence(config.sequence_length),
             config.batch_size,
             weights_trained=not config.extra_positions_only,
         )
+        phase = Phase(
+            steps=config.steps,
+            batch_size=config.batch_size,
+            micro_batch_size=config.micro_batch_size,
+            tokens=config.sequence_length,
+            sequences=len(self.data),
+            flops=flops,
+            learning_rate=schedule.learning_rate,
+            warmup_steps=schedule.warmup_steps,
+            decay=schedule.decay,
+            power=schedule.power,
+        )
+        return Phases([phase])
+
+    @property
+    def layers(self) -> int:
+        return self.model.config.num_hidden_layers
 
     def facts(self) -> dict[str, Any]:
         exact = self.config.exact()
@@ -103,7 +109,10 @@ class MaskedLanguageModelling:
     def describe(self) -> str:
         name, processes_there = processes.device_name(), int(os.environ.get("WORLD_SIZE", "1"))
         gpu = None if name == "cpu" else name
-        return "\n".join(describe_plan(self.model.config, self.config, self.sequences, processes_there, gpu))
+        return "\n".join(describe_plan(self.model.config, self.config, len(self.data), processes_there, gpu))
+
+    def describe_phase(self, number: int) -> str:
+        return ""
 
     def blocks(self) -> Iterable[nn.Module]:
         return self.model.encoder.encoder.layer

@@ -79,7 +79,7 @@ def local_corpus(location: str | Path, splits: Sequence[str], cache_dir: Path | 
         corpora = (default_cache() if cache_dir is None else cache_dir.expanduser().absolute()) / "corpora"
         folder = corpora / hashlib.sha256(text).hexdigest()
         wanted = _shards(manifest, splits, storage)
-        with _alone(folder, str(location)):
+        with alone(folder, str(location)):
             _remove_partials(folder)
             _copy(storage, [shard for shard in wanted if not _has(folder, shard)], folder)
             _copy_tokenizer(storage, manifest, folder)
@@ -102,7 +102,7 @@ def _shards(manifest: dict[str, Any], splits: Sequence[str], storage: Storage) -
 
 
 @contextmanager
-def _alone(folder: Path, location: str) -> Iterator[None]:
+def alone(folder: Path, location: str) -> Iterator[None]:
     """One process of the machine at a time; what the others waited for is there when it is their turn."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("ab") as lock:

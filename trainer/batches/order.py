@@ -31,9 +31,12 @@ class SequenceOrder:
 
     def batch(self, step: int, batch_size: int) -> np.ndarray:
         """int64 (batch_size,): the sequences of step `step`, counted from 1."""
-        places = np.arange((step - 1) * batch_size, step * batch_size)
-        epochs, within = np.divmod(places, self.sequences)
-        chosen = np.empty(batch_size, dtype=np.int64)
+        return self.stretch((step - 1) * batch_size, batch_size)
+
+    def stretch(self, first: int, count: int) -> np.ndarray:
+        """int64 (count,): the sequences at `count` places of the stream from `first` on."""
+        epochs, within = np.divmod(np.arange(first, first + count), self.sequences)
+        chosen = np.empty(count, dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             chosen[here] = self.permutation(int(epoch))[within[here]]

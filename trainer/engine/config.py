@@ -42,7 +42,7 @@ DEEPSPEED_KEYS_THAT_TELL = {
     "steps_per_print",
     "wall_clock_breakdown",
 }
-PATHS = ("run", "model", "corpus", "data.cache_dir")
+PATHS = ("run", "model", "corpus", "data.cache_dir", "text.path", "text.cache_dir")
 MOST_STEPS = 99_999_999  # a checkpoint's name has eight digits
 
 
@@ -82,18 +82,23 @@ class NewModel(Section):
         return self
 
 
-class Optimizer(Section):
-    """AdamW as RoBERTa's; no weight decay on biases and LayerNorms."""
+class AdamW(Section):
+    """AdamW; no weight decay on biases and LayerNorms."""
 
-    learning_rate: float = Field(3e-5, gt=0, description="the peak, reached after the warm-up")
-    warmup_steps: int = Field(500, ge=0, description="updates of linear warm-up")
-    decay: Decay = Field("polynomial", description="after the warm-up, to 0 at the last step")
-    power: float = Field(3.0, gt=0, description="of the polynomial decay (the paper's is 3)")
     weight_decay: float = Field(0.01, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.98, ge=0, lt=1)
     epsilon: float = Field(1e-6, gt=0)
     gradient_clipping: float = Field(0.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+
+
+class Optimizer(AdamW):
+    """AdamW as RoBERTa's, with its schedule; no weight decay on biases and LayerNorms."""
+
+    learning_rate: float = Field(3e-5, gt=0, description="the peak, reached after the warm-up")
+    warmup_steps: int = Field(500, ge=0, description="updates of linear warm-up")
+    decay: Decay = Field("polynomial", description="after the warm-up, to 0 at the last step")
+    power: float = Field(3.0, gt=0, description="of the polynomial decay (the paper's is 3)")
 
 
 class Checkpointing(Section):
@@ -104,11 +109,16 @@ class Checkpointing(Section):
     keep_every: int = Field(0, ge=0, description="keep those of every so many steps for good; 0: none")
 
 
-class Evaluation(Section):
+class Evaluating(Section):
+    """Figures of the validation split while training."""
+
+    every: int = Field(1000, ge=0, description="steps between evaluations, and at a phase's last; 0: none")
+
+
+class Evaluation(Evaluating):
     """Bits per masked token of the validation split while training, under the run's masked_fraction, mask_documents and
     precision; trainer.evaluate measures the same in fp32, with a masked_fraction of 0.15."""
 
-    every: int = Field(1000, ge=0, description="steps between evaluations, and at the last; 0: none")
     sequences: int = Field(128, ge=1, description="of the validation split, as stored: the first so many")
 
 
@@ -137,17 +147,10 @@ class Data(Section):
 
 
 class Training(Section):
-    """What every training has: steps, batches, precision, checkpoints, and what it tells."""
+    """What every training has: precision, optimizer, checkpoints, and what it tells."""
 
     run: Path = Field(description="folder of the run; the same command again resumes what lies there")
     seed: int = Field(0, ge=0, description="of order, masks, dropout and initial weights")
-    steps: int = Field(ge=1, le=MOST_STEPS, description="updates in all")
-    batch_size: int = Field(64, ge=1, description="sequences an update, over all processes")
-    micro_batch_size: int = Field(
-        1,
-        ge=1,
-        description="sequences a forward pass; batch_size is a multiple of it, whatever the process count",
-    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 keeps fp32 weights, sums and reductions"
     )
@@ -167,9 +170,9 @@ class Training(Section):
         gt=0,
         description="a step that takes longer, and 20 times the median, ends the run with its stacks dumped",
     )
-    optimizer: Optimizer = Field(default_factory=Optimizer)  # type: ignore[arg-type]
+    optimizer: AdamW = Field(default_factory=AdamW)  # type: ignore[arg-type]
     checkpoint: Checkpointing = Field(default_factory=Checkpointing)  # type: ignore[arg-type]
-    evaluation: Evaluation = Field(default_factory=Evaluation)  # type: ignore[arg-type]
+    evaluation: Evaluating = Field(default_factory=Evaluating)  # type: ignore[arg-type]
     loss_spike: LossSpike = Field(default_factory=LossSpike)  # type: ignore[arg-type]
     wandb: WeightsAndBiases = Field(default_factory=WeightsAndBiases)  # type: ignore[arg-type]
     deepspeed: dict[str, Any] = Field(
@@ -185,18 +188,10 @@ class Training(Section):
         """Keys that do not fit together, a line each."""
         owned = DEEPSPEED_KEYS_MODELLED_HERE & self.deepspeed.keys()
         found = [f"deepspeed.{key}: found, expected it under this file's own keys" for key in sorted(owned)]
-        if self.batch_size % self.micro_batch_size:
-            found.append(
-                f"batch_size: found {self.batch_size}, expected a multiple of micro_batch_size {self.micro_batch_size}"
-            )
         if self.wandb.project is not None and importlib.util.find_spec("wandb") is None:
             found.append(
                 f"wandb.project: found {self.wandb.project!r}, expected its package to be installed "
                 f"(pip install 'longspan[wandb]')"
-            )
-        if self.optimizer.warmup_steps > self.steps:
-            found.append(
-                f"optimizer.warmup_steps: found {self.optimizer.warmup_steps}, expected at most steps {self.steps}"
             )
         return found
 
@@ -219,11 +214,37 @@ class Training(Section):
         return kept
 
 
+class OnePhase(Training):
+    """A training whose steps are all alike."""
+
+    steps: int = Field(ge=1, le=MOST_STEPS, description="updates in all")
+    batch_size: int = Field(64, ge=1, description="sequences an update, over all processes")
+    micro_batch_size: int = Field(
+        1,
+        ge=1,
+        description="sequences a forward pass; batch_size is a multiple of it, whatever the process count",
+    )
+    optimizer: Optimizer = Field(default_factory=Optimizer)  # type: ignore[arg-type]
+
+    def misfits(self) -> list[str]:
+        found = super().misfits()
+        if self.batch_size % self.micro_batch_size:
+            found.append(
+                f"batch_size: found {self.batch_size}, expected a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.optimizer.warmup_steps > self.steps:
+            found.append(
+                f"optimizer.warmup_steps: found {self.optimizer.warmup_steps}, expected at most steps {self.steps}"
+            )
+        return found
+
+
 # Where things lie, what is told, and how the same numbers are computed.
 FREE_KEYS = (
     "run",
     "corpus",
     "data",
+    "text",
     "log_every",
     "hang_minutes",
     "checkpoint",
@@ -236,8 +257,10 @@ FREE_KEYS = (
 )
 
 
-class Pretraining(Training):
+class Pretraining(OnePhase):
     """Masked-language-model pretraining."""
+
+    evaluation: Evaluation = Field(default_factory=Evaluation)  # type: ignore[arg-type]
 
     model: str | NewModel = Field(
         description="model folder or hub id (owner/name@revision) to continue from, or sizes of a new model"
@@ -313,13 +336,17 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]], kind: type[Con
 
 
 def _override(values: dict[str, Any], key: str, text: str) -> None:
-    *sections, last = key.split(".")
-    here = values
+    *sections, name = key.split(".")
+    here: Any = values
     for section in sections:
-        inner = here.setdefault(section, {})
-        if not isinstance(inner, dict):
+        if isinstance(here, list):
+            inner = here[_index(key, section, here)]
+        else:
+            inner = here.setdefault(section, {})
+        if not isinstance(inner, dict | list):
             raise InputError(f"--{key}: {section} is {inner!r}, expected a section with keys of its own")
         here = inner
+    last = _index(key, name, here) if isinstance(here, list) else name
     if key in PATHS:  # a folder named 2024 is no number
         here[last] = text
         return
@@ -327,6 +354,13 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
         here[last] = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--{key}: found {text!r}, expected a YAML value") from error
+
+
+def _index(key: str, text: str, entries: list[Any]) -> int:
+    """A list's entry by its number, as in --phases.0.steps 10."""
+    if not (text.isdecimal() and int(text) < len(entries)):
+        raise InputError(f"--{key}: found {text}, expected the number of an entry, 0 to {len(entries) - 1}")
+    return int(text)
 
 
 _SHORT = reprlib.Repr()  # with aliases a small YAML can be a huge value

@@ -37,9 +37,10 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from trainer.engine.allocator import keep_freed_memory
-from trainer.engine.config import GRADIENT_BUCKET, InputError, Optimizer, Training, WeightsAndBiases
+from trainer.engine.config import GRADIENT_BUCKET, AdamW, InputError, Training, WeightsAndBiases
 from trainer.engine.monitor import prepare_wandb
 from trainer.engine.network import interface_towards
+from trainer.engine.phases import Phase
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Result = TypeVar("Result")
@@ -187,9 +188,8 @@ class Engine:
     number of passes: one left without a micro-batch runs one of weight 0.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], config: Training) -> None:
-        self.micro_batches = config.batch_size // config.micro_batch_size
-        self.passes = -(-self.micro_batches // world_size())
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], config: Training, phase: Phase) -> None:
+        self.passes = _passes(phase)
         module = TrainingModule(model, loss, config.precision)
         groups = parameter_groups(model, config.optimizer)
         settings = config.optimizer
@@ -205,8 +205,8 @@ class Engine:
             model=module,
             optimizer=optimizer,
             config={
-                "train_batch_size": config.micro_batch_size * self.passes * world_size(),
-                "train_micro_batch_size_per_gpu": config.micro_batch_size,
+                "train_batch_size": phase.micro_batch_size * self.passes * world_size(),
+                "train_micro_batch_size_per_gpu": phase.micro_batch_size,
                 "gradient_accumulation_steps": self.passes,
                 "gradient_clipping": self.clipping,
                 "zero_optimization": {
@@ -236,11 +236,21 @@ class Engine:
             state[partition] = {"step": torch.tensor(0.0, device=partition.device), **moments}
             lazy_init_hp_params_optimizer_state(parameters, partition, state)
 
-    def assigned(self) -> Iterator[tuple[int, float]]:
-        """(micro-batch number, weight) of each pass of this rank; the weight is 1, or 0 for a surplus pass."""
-        for turn in range(self.passes):
+    def begin(self, phase: Phase) -> None:
+        """Let the steps that follow be of a phase; between two steps."""
+        self.passes = _passes(phase)
+        self.engine.set_train_micro_batch_size(phase.micro_batch_size)
+        self.engine.set_train_batch_size(phase.micro_batch_size * self.passes * world_size())
+        # DeepSpeed tells a step's last pass by its count of all passes, which the passes a step have to divide.
+        self.engine.micro_steps = 0
+
+    @staticmethod
+    def assigned(phase: Phase) -> Iterator[tuple[int, float]]:
+        """(micro-batch number, weight) of each pass of this rank in a step of the phase; the weight is 1, or 0 for a
+        surplus pass."""
+        for turn in range(_passes(phase)):
             number = turn * world_size() + rank()
-            yield (number, 1.0) if number < self.micro_batches else (0, 0.0)
+            yield (number, 1.0) if number < phase.micro_batches else (0, 0.0)
 
     def backward(self, loss_sum: Tensor, denominator: float) -> None:
         """Accumulate the gradient of loss_sum / denominator, where the denominator is the whole step's.
@@ -336,7 +346,12 @@ class Engine:
                 inner["step"].fill_(updates)
 
 
-def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
+def _passes(phase: Phase) -> int:
+    """Forward and backward passes of each process in a step."""
+    return -(-phase.micro_batches // world_size())
+
+
+def parameter_groups(model: nn.Module, settings: AdamW) -> list[dict[str, Any]]:
     """Two groups: weights decay, biases and LayerNorms do not (allenai's script).
 
     Nor do parameters that a model marks with `decays = False`.

@@ -34,8 +34,8 @@ from trainer.engine.flops import peak_flops
 from trainer.engine.hang import HangWatch
 from trainer.engine.monitor import Monitor
 from trainer.engine.one_writer import lock_folder
+from trainer.engine.phases import Phases
 from trainer.engine.randomness import attention_dropout_seeds, reseed_torch
-from trainer.engine.schedule import learning_rate
 from trainer.engine.shared_folder import check_shared_folder
 from trainer.engine.stop import INTERRUPTED, StopRequest, spare_broken_streams
 
@@ -62,25 +62,21 @@ class Task(Protocol):
     def model(self) -> nn.Module: ...
 
     @property
-    def sequences(self) -> int:
-        """In an epoch."""
+    def phases(self) -> Phases:
+        """The run's steps."""
 
     @property
     def layers(self) -> int:
         """That draw attention dropout."""
-
-    @property
-    def tokens_per_sequence(self) -> int: ...
-
-    @property
-    def flops(self) -> int:
-        """Model FLOPs of a step (engine.flops)."""
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be continued, by section: whatever decides batches and updates."""
 
     def describe(self) -> str:
         """What the run will do, in lines."""
+
+    def describe_phase(self, number: int) -> str:
+        """What one of several phases will do, in lines."""
 
     def blocks(self) -> Iterable[nn.Module]:
         """The model's layers, which torch.compile takes one by one."""
@@ -166,15 +162,16 @@ def step_batches(task: Task, engine: Engine, first: int) -> Iterator[StepBatch]:
     A thread and no worker processes: making a batch is reading mapped memory and some array arithmetic, and there is
     nobody else whom a signal could reach.
     """
-    config = task.config
-    order = SequenceOrder(task.sequences, config.seed)
-    size = config.micro_batch_size
+    phases = task.phases
+    orders = {phase.sequences: SequenceOrder(phase.sequences, task.config.seed) for phase in phases.phases}
 
     def make(step: int) -> StepBatch:
-        chosen = order.batch(step, config.batch_size)
+        place = phases.at(step)
+        size = place.phase.micro_batch_size
+        chosen = orders[place.phase.sequences].stretch(place.taken, place.phase.batch_size)
         passes = []
         try:
-            for number, weight in engine.assigned():
+            for number, weight in engine.assigned(place.phase):
                 places = np.arange(number * size, (number + 1) * size)
                 passes.append(Pass(number, weight, places, task.micro_batch(step, chosen[places], places)))
         except (InputError, CorpusError, OSError) as error:
@@ -183,9 +180,9 @@ def step_batches(task: Task, engine: Engine, first: int) -> Iterator[StepBatch]:
 
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
         following: Future[StepBatch] = thread.submit(make, first)
-        for step in range(first, config.steps + 1):
+        for step in range(first, phases.steps + 1):
             batch = following.result()
-            if step < config.steps:
+            if step < phases.steps:
                 following = thread.submit(make, step + 1)
             yield batch
 
@@ -235,28 +232,29 @@ class Run:
     """A task under way on this process."""
 
     def __init__(self, task: Task, stop: StopRequest, watch: HangWatch) -> None:
-        self.task, self.config = task, task.config
+        self.task, self.config, self.phases = task, task.config, task.phases
+        self.steps = self.phases.steps
         self.stop, self.watch = stop, watch
         self.facts = task.facts()
         self.lock: TextIO | None = None
         checkpoint = on_first_rank(self._claim)
         self.start = checkpoint.step if checkpoint else 0
         self.monitor: Monitor | None = None
-        if self.start == self.config.steps:
+        if self.start == self.steps:
             return  # there is nothing to compute
         self.progress = Progress.of(checkpoint) if checkpoint else Progress()
         self.device = processes.device()
         task.model.to(self.device)
         if self.config.compile:
             compile_blocks(task.blocks())
-        self.engine = Engine(task.model, task.loss, self.config)
+        self.engine = Engine(task.model, task.loss, self.config, self.phases.at(self.start + 1).phase)
         if checkpoint:
             self.engine.load_state(checkpoint.state(), self.progress.updates)
         peak = peak_flops(processes.device_name(), self.config.precision)
         self.peak = None if peak is None else peak * processes.world_size()
         if rank() == 0:
             self.tell(task.describe())
-            self.tell(f"start     step {self.start} of {self.config.steps}, run in {self.config.run}")
+            self.tell(f"start     step {self.start} of {self.steps}, run in {self.config.run}")
         on_first_rank(self._open_monitor)
 
     def _claim(self) -> Checkpoint | None:
@@ -274,7 +272,7 @@ class Run:
     def _open_monitor(self) -> None:
         monitors = processes.monitors(self.config.run, self.config.wandb)
         started = {"processes": processes.world_size(), "device": processes.device_name()}
-        self.monitor = Monitor(self.config.run, self.start, self.config.steps, monitors, started)
+        self.monitor = Monitor(self.config.run, self.start, self.steps, monitors, started)
 
     def tell(self, text: str, stream: TextIO | None = None) -> None:
         """Print on the first rank."""
@@ -288,9 +286,9 @@ class Run:
 
     def to_the_end(self) -> int:
         config = self.config
-        if self.start == config.steps:
+        if self.start == self.steps:
             self.tell(
-                f"finished  all {config.steps} steps are done, in {config.run}; exporting the last one again"
+                f"finished  all {self.steps} steps are done, in {config.run}; exporting the last one again"
             )
             with self.watch.paused():
                 on_first_rank(self.finish)
@@ -299,25 +297,27 @@ class Run:
         since, logged = time.monotonic(), self.start
         batches = step_batches(self.task, self.engine, self.start + 1)
         for step, batch in enumerate(batches, start=self.start + 1):
+            self.begin_phase(step)
             row, stopping = self.step(step, batch, self.stop.requested)
             self.watch.beat()
-            last = step == config.steps
+            last, last_of_phase = step == self.steps, self.phases.is_last_of_phase(step)
             if self.monitor:
                 self.monitor.advance()
             if step % config.log_every == 0 or last or step == 1 or "spike" in row:
                 now = time.monotonic()
-                tokens = (step - logged) * config.batch_size * self.task.tokens_per_sequence
-                row["tokens_per_second"] = tokens / (now - since)
+                done, before = self.phases.tokens(step), self.phases.tokens(logged)
+                row["tokens_per_second"] = (done - before) / (now - since)
                 if self.peak is not None:
-                    row["mfu"] = (step - logged) * self.task.flops / (now - since) / self.peak
+                    flops = self.phases.flops(step) - self.phases.flops(logged)
+                    row["mfu"] = flops / (now - since) / self.peak
                 self.log(row)
                 since, logged = now, step
             every = config.evaluation.every
-            if every and (step % every == 0 or last):
+            if every and (step % every == 0 or last_of_phase):
                 paused = time.monotonic()
                 self.evaluate(step)
                 since += time.monotonic() - paused
-            if step % config.checkpoint.every == 0 or last or stopping:
+            if step % config.checkpoint.every == 0 or last_of_phase or stopping:
                 paused = time.monotonic()
                 with self.watch.paused():
                     self.save(step)
@@ -329,6 +329,14 @@ class Run:
         with self.watch.paused():
             on_first_rank(self.finish)
         return 0
+
+    def begin_phase(self, step: int) -> None:
+        """At the first step of a phase, and where a run resumes within one."""
+        place = self.phases.at(step)
+        if place.within == 1 or step == self.start + 1:
+            self.engine.begin(place.phase)
+            if len(self.phases) > 1:
+                self.tell(self.task.describe_phase(place.number))
 
     def step(self, step: int, batch: StepBatch, stop_requested: bool) -> tuple[dict[str, Any], bool]:
         """One update, or none where the loss is a spike to skip; returns the step's figures and whether to stop."""
@@ -354,16 +362,18 @@ class Run:
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
             raise FloatingPointError(self._not_finite(step, batch, own, norm))
         mean = loss_sum / denominator
-        rate = self.rate(step)
+        rate = self.phases.at(step).rate
         row: dict[str, Any] = {
             "step": step,
             "loss": mean,
             **self.task.figures(mean),
             "learning_rate": rate,
             "grad_norm": norm,
-            "epoch": step * config.batch_size / self.task.sequences,
-            "tokens": step * config.batch_size * self.task.tokens_per_sequence,
+            "epoch": self.phases.epochs(step),
+            "tokens": self.phases.tokens(step),
         }
+        if len(self.phases) > 1:
+            row["phase"] = self.phases.at(step).number + 1
         spike = self.progress.is_spike(mean, config.loss_spike)
         if spike:
             row["spike"] = "skipped" if config.loss_spike.skip else "taken"
@@ -376,17 +386,6 @@ class Run:
             self.progress.skipped_in_a_row = 0
         self.progress.figures.update(row)
         return row, stops > 0
-
-    def rate(self, step: int) -> float:
-        settings = self.config.optimizer
-        return learning_rate(
-            step,
-            peak=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            steps=self.config.steps,
-            decay=settings.decay,
-            power=settings.power,
-        )
 
     def _not_finite(self, step: int, batch: StepBatch, own: Tensor, norm: float) -> str:
         """Collective: what was not finite, in which micro-batches and sequences."""
@@ -457,7 +456,7 @@ class Run:
 
     def finish(self) -> None:
         """Export the last step's model to RUN/export."""
-        last = self.config.run / "checkpoints" / f"step-{self.config.steps:08d}"
+        last = self.config.run / "checkpoints" / f"step-{self.steps:08d}"
         self.task.export(last, self.config.run / "export")
         self.tell(f"done: {self.config.run / 'export'}")
 

@@ -28,7 +28,7 @@ class CharacterConfig(BaseModel):
 
     vocab_size: int = Field(ge=2)
     hidden_size: int = Field(512, ge=2)
-    num_hidden_layers: int = Field(12, ge=1)
+    num_hidden_layers: int = Field(12, ge=1, le=512)
     num_attention_heads: int = Field(8, ge=1)
     intermediate_size: int = Field(2048, ge=1)
     dilated_heads: int = Field(2, ge=0)

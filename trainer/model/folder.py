@@ -7,19 +7,18 @@ family they are of, `tokenizer_files` copies what travels with them.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trainer.engine.checkpoint import save_tensors, sync
+from trainer.engine.checkpoint import save_tensors
 from trainer.engine.config import InputError
 from trainer.model.configuration import config_json, read_config
 from trainer.model.heads import MaskedLanguageModel
 from trainer.model.hub import locate_model
 from trainer.model.longformer import Encoder, EncoderConfig
+from trainer.model.output_folder import CARD, replaced
 from trainer.model.tokenizer_files import (
     TOKENIZER_FILES,
     copy_tokenizer,
@@ -54,7 +53,6 @@ __all__ = [
     "without_prefix",
     "write_model",
 ]
-CARD = "README.md"
 MODEL_FILES = ("config.json", "model.safetensors", CARD, *TOKENIZER_FILES)
 
 
@@ -105,13 +103,6 @@ def write_model(
     ties it again. Without it the folder is of `LongformerModel`, pooler and all. A folder that is empty, or holds a
     model and nothing else, is replaced; any other is left alone with an InputError.
     """
-    folder = folder.resolve()
-    if folder.exists() and (
-        not folder.is_dir() or {path.name for path in folder.iterdir()} - set(MODEL_FILES)
-    ):
-        raise InputError(
-            f"{folder}: holds something else, expected a new or empty folder, or a model to replace"
-        )
     head = "lm_head.bias" in tensors
     # Bare encoders are stored without a prefix, and models with a head without the pooler.
     prefix = f"{config.architecture}." if head else ""
@@ -120,12 +111,7 @@ def write_model(
         for name, tensor in tensors.items()
         if not (head and name.startswith("pooler."))
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder, "partial")
-    beside = _beside(folder, "partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
+    with replaced(folder, MODEL_FILES) as beside:
         save_tensors(beside / "model.safetensors", named)
         settings = json.dumps(config_json(config, head), indent=2) + "\n"
         (beside / "config.json").write_text(settings, encoding="utf-8")
@@ -133,41 +119,3 @@ def write_model(
             (beside / CARD).write_text(card, encoding="utf-8")
         if tokenizer_from is not None:
             copy_tokenizer(tokenizer_from, beside, config.max_tokens)
-        for file in (*beside.iterdir(), beside):
-            sync(file)
-        if folder.exists():
-            previous = _beside(folder, "previous")
-            folder.rename(previous)
-            beside.rename(folder)
-            shutil.rmtree(previous)
-        else:
-            beside.rename(folder)
-        sync(folder.parent)
-        _remove_leftovers(folder, "previous")
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _beside(folder: Path, what: str) -> Path:
-    """A name of this process's own beside a folder."""
-    return folder.with_name(f".{folder.name}.{os.uname().nodename}.{os.getpid()}.{what}")
-
-
-def _remove_leftovers(folder: Path, what: str) -> None:
-    """Remove what was left beside a folder by processes of this machine that were killed."""
-    own = _beside(folder, what).name
-    prefix = own.removesuffix(f"{os.getpid()}.{what}")
-    for left in folder.parent.iterdir():
-        process = left.name.removeprefix(prefix).removesuffix(f".{what}")
-        if left.name == f"{prefix}{process}.{what}" and process.isdigit() and not _runs(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

@@ -69,11 +69,11 @@ def read_model(folder: Path) -> StoredModel:
     # safetensors tell shapes from their header; a pickle has to be loaded, which takes what its file takes.
     pickled = files[0].suffix != ".safetensors"
     stored = _unpickle(files) if pickled else {}
-    shapes = {name: tuple(t.shape) for name, t in stored.items()} if pickled else _each(files, _shape)
+    shapes = {name: tuple(t.shape) for name, t in stored.items()} if pickled else read_shapes(files)
     placed, left_out = place(shapes, folder)
     check_shapes({name: shapes[theirs] for name, theirs in placed.items()}, config, folder, rows_before)
     if not pickled:
-        stored = _each(files, lambda file, name: file.get_tensor(name))
+        stored = read_tensors(files)
     tensors = {name: stored[theirs] for name, theirs in placed.items()}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
@@ -130,9 +130,14 @@ def _each(files: list[Path], read: Callable[[Any, str], Found]) -> dict[str, Fou
     return found
 
 
-def _shape(file: Any, name: str) -> tuple[int, ...]:
-    """From the header: nothing of the tensor is read."""
-    return tuple(file.get_slice(name).get_shape())
+def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of safetensors files, from their headers: nothing of a tensor is read."""
+    return _each(files, lambda file, name: tuple(file.get_slice(name).get_shape()))
+
+
+def read_tensors(files: list[Path]) -> dict[str, Tensor]:
+    """The tensors of safetensors files, by their names there."""
+    return _each(files, lambda file, name: file.get_tensor(name))
 
 
 def _unpickle(files: list[Path]) -> dict[str, Tensor]:
