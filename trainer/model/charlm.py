@@ -79,9 +79,10 @@ def rotary_angles(positions: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
 
 
 def turn(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Heads (B, H, N, D), each pair (i, i + D / 2) of dimensions turned by its position's angle."""
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+    """Heads (B, H, N, D), each pair (2i, 2i + 1) of dimensions turned by its position's angle."""
+    # As complex numbers, in one pass over memory each way: by halves it takes seven, and twice the time.
+    pairs = torch.view_as_complex(heads.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.complex(cosines, sines)).flatten(-2)
 
 
 class CausalSelfAttention(nn.Module):
