@@ -93,6 +93,35 @@ def test_it_is_a_dense_causal_model_under_the_window_s_mask() -> None:
     )
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 4)] * 3),
+    st.tuples(*[st.integers(0, 5)] * 3),
+    st.integers(0, 29),
+    st.integers(0, 999),
+)
+def test_what_is_not_scored_is_left_out_where_nothing_scored_depends_on_it(
+    dilation: tuple[int, ...], lookback: tuple[int, ...], scored_from: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    config = small(dilation=dilation)
+    model = CharacterModel(config).eval()
+    computed = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda _layer, _inputs, output: computed.append(30 - output.shape[1]))
+    characters = torch.randint(0, 11, (2, 30))
+    with torch.no_grad():
+        few = model(characters, lookback, scored_from=scored_from)
+        assert computed == config.needed_from(lookback, scored_from)[1:]
+        every = model(characters, lookback)
+    torch.testing.assert_close(few, every[:, scored_from:], atol=1e-5, rtol=1e-5)
+
+
+def test_each_layer_is_needed_from_where_the_next_looks_back_to() -> None:
+    assert small(dilation=(1, 2, 3)).needed_from((2, 3, 4), 35) == [15, 17, 23, 35]
+    assert small(dilation=(1, 2, 3)).needed_from((2, 3, 4), 14) == [0, 0, 2, 14]
+
+
 def test_scores_depend_on_the_distance_alone() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(1, 1, 1, 64), torch.randn(1, 1, 1, 64)

@@ -65,7 +65,19 @@ class CharacterConfig(BaseModel):
 
     def reach(self, lookback: tuple[int, ...]) -> int:
         """How many characters back the top layer can depend on: the sum of the layers' furthest."""
-        return sum(most * max(self.steps_of_heads(layer)) for layer, most in enumerate(lookback))
+        return sum(self.reach_of_layer(layer, most) for layer, most in enumerate(lookback))
+
+    def reach_of_layer(self, layer: int, lookback: int) -> int:
+        """How many characters back the furthest key of a layer lies."""
+        return lookback * max(self.steps_of_heads(layer))
+
+    def needed_from(self, lookback: tuple[int, ...], scored_from: int) -> list[int]:
+        """The first position of which each layer's input, and last the top's output, can change a logit from
+        `scored_from` on."""
+        first = [scored_from]
+        for layer in reversed(range(self.num_hidden_layers)):
+            first.append(max(0, first[-1] - self.reach_of_layer(layer, lookback[layer])))
+        return first[::-1]
 
 
 def rotary_angles(positions: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
@@ -104,8 +116,14 @@ class CausalSelfAttention(nn.Module):
         return turn(query, *angles), turn(key, *angles), value
 
     def forward(
-        self, hidden: Tensor, angles: tuple[Tensor, Tensor], lookback: int, dropout_seed: Tensor | None
+        self,
+        hidden: Tensor,
+        angles: tuple[Tensor, Tensor],
+        lookback: int,
+        dropout_seed: Tensor | None,
+        skip: int = 0,
     ) -> Tensor:
+        """Of hidden (B, N, D): (B, N - skip, D), without the first `skip` positions, which are keys only."""
         query, key, value = self.projections(hidden, angles)
         with torch.autocast(hidden.device.type, enabled=False):
             attended = windowed_attention(
@@ -118,7 +136,8 @@ class CausalSelfAttention(nn.Module):
                 dropout_p=self.dropout_p if self.training else 0.0,
                 dropout_seed=dropout_seed,
             )
-        return self.output(attended.transpose(1, 2).reshape(hidden.shape).to(hidden.dtype))
+        attended = attended[:, :, skip:].transpose(1, 2).flatten(2)
+        return self.output(attended.to(hidden.dtype))
 
 
 class CharacterLayer(nn.Module):
@@ -134,10 +153,16 @@ class CharacterLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden: Tensor, angles: tuple[Tensor, Tensor], lookback: int, dropout_seed: Tensor | None
+        self,
+        hidden: Tensor,
+        angles: tuple[Tensor, Tensor],
+        lookback: int,
+        dropout_seed: Tensor | None,
+        skip: int = 0,
     ) -> Tensor:
-        attended = self.attention(self.attention_norm(hidden), angles, lookback, dropout_seed)
-        return self.feed_forward(hidden + self.dropout(attended))
+        """Of hidden (B, N, D): (B, N - skip, D), without the first `skip` positions, which later ones may see."""
+        attended = self.attention(self.attention_norm(hidden), angles, lookback, dropout_seed, skip)
+        return self.feed_forward(hidden[:, skip:] + self.dropout(attended))
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
         inner = self.dropout(F.gelu(self.intermediate(self.feed_forward_norm(hidden))))
@@ -171,11 +196,31 @@ class CharacterModel(nn.Module):
         `lookback` says how many characters back each layer sees, from the bottom, times its dilation; it belongs to a
         phase of the training, not to the weights. dropout_seeds (B, layers) int64 fix the attention's dropout.
         """
+        return self.logits(self.encode(characters, lookback, dropout_seeds, scored_from))
+
+    def encode(
+        self,
+        characters: Tensor,
+        lookback: tuple[int, ...],
+        dropout_seeds: Tensor | None = None,
+        scored_from: int = 0,
+    ) -> Tensor:
+        """What the logits are made from (B, N - scored_from, hidden_size); see `forward`.
+
+        Each layer computes the positions alone that one from `scored_from` on depends on: at the paper's evaluation
+        few in the top layer, whose window is the widest, and all in most of the others.
+        """
         assert len(lookback) == self.config.num_hidden_layers
         dimensions = self.config.hidden_size // self.config.num_attention_heads
         angles = rotary_angles(torch.arange(characters.shape[1], device=characters.device), dimensions)
-        hidden = self.dropout(self.embeddings(characters))
+        first = self.config.needed_from(lookback, scored_from)
+        hidden = self.dropout(self.embeddings(characters[:, first[0] :]))
         for index, layer in enumerate(self.layers):
             seed = None if dropout_seeds is None else dropout_seeds[:, index]
-            hidden = layer(hidden, angles, lookback[index], seed)
-        return F.linear(self.norm(hidden[:, scored_from:]), self.embeddings.weight, self.bias)
+            here = tuple(part[first[index] :] for part in angles)
+            hidden = layer(hidden, here, lookback[index], seed, first[index + 1] - first[index])
+        return self.norm(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (…, vocab_size) of what follows, from `encode`'s (…, hidden_size)."""
+        return F.linear(hidden, self.embeddings.weight, self.bias)
