@@ -1,11 +1,16 @@
-"""Bits per masked token of a model over a fixed masked set.
+"""Bits per masked token of a model over a fixed masked set, or bits per character of a character model.
 
     python -m trainer.evaluate --model DIR_OR_HUB_ID --corpus DIR_OR_URI [--sequences N]
+    python -m trainer.evaluate --model RUN/export --text FILE_OR_URI [--windows N]
 
-prints one JSON line {"bpc", "tokens", "sequences"}: the cross-entropy over the masked tokens divided by ln 2, which
-the paper's table 5 calls BPC. The masked places depend on the seed and the corpus alone. A model with fewer positions
-than the corpus's sequences gets the same text and the same masked places in consecutive pieces, so that RoBERTa and
-Longformer are compared on the same tokens.
+With --corpus it prints one JSON line {"bpc", "tokens", "sequences"}: the cross-entropy over the masked tokens divided
+by ln 2, which the paper's table 5 calls BPC. The masked places depend on the seed and the corpus alone. A model with
+fewer positions than the corpus's sequences gets the same text and the same masked places in consecutive pieces, so
+that RoBERTa and Longformer are compared on the same tokens.
+
+With --text it prints {"bpc", "characters", "windows"}: windows of --sequence-length characters move by --step, and of
+each only the predictions made at the last --step characters count, of the first one all (the paper's section 4.2.1).
+"characters" are the scored ones: every one of the split but its first, or with --windows those of the first windows.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +30,15 @@ from trainer.batches.corpus import Sequences, corpus_masking, open_sequences
 from trainer.batches.evaluation import bits, loss_of_batches, masked_batches
 from trainer.batches.masking import Masking
 from trainer.engine.config import InputError
+from trainer.evaluate_text import evaluate_text
 from trainer.model.folder import load_model, locate_model, tokenizer_fingerprint
 from trainer.model.heads import MaskedLanguageModel
+
+CORPUS_SPLITS = ("train", "validation")
+OPTIONS = {
+    "corpus": {"sequences", "seed", "mask_documents"},
+    "text": {"sequence_length", "step", "windows", "validation", "test"},
+}
 
 
 def evaluate(
@@ -80,6 +93,24 @@ def evaluate_folder(
     return evaluate(loaded, sequences, corpus_masking(sequences.corpus), count, seed, mask_documents)
 
 
+def _figures(options: dict[str, Any]) -> dict[str, float]:
+    """What the options ask for; those that were not given are the functions' own defaults."""
+    given = {name: value for name, value in options.items() if value is not None}
+    kind, other = ("corpus", "text") if "corpus" in given else ("text", "corpus")
+    misplaced = sorted(given.keys() & OPTIONS[other])
+    if misplaced:
+        name = misplaced[0].replace("_", "-")
+        raise InputError(f"--{name}: found with --{kind}, expected with --{other} only")
+    if kind == "text":
+        return evaluate_text(**given)
+    if given["split"] not in CORPUS_SPLITS:
+        raise InputError(f"--split: found {given['split']}, expected train or validation of a corpus")
+    limit = given.pop("sequences", None)
+    if limit is not None and limit < 1:
+        raise InputError(f"--sequences: found {limit}, expected at least 1")
+    return evaluate_folder(**given, limit=limit)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.evaluate",
@@ -87,30 +118,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID")
-    parser.add_argument(
-        "--corpus",
-        required=True,
-        metavar="DIR_OR_URI",
-        help="made by pipeline.build_corpus; s3:// and gs:// as well",
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--corpus", metavar="DIR_OR_URI", help="made by pipeline.build_corpus; s3:// and gs:// as well"
     )
-    parser.add_argument("--split", default="validation", choices=("train", "validation"))
-    parser.add_argument("--sequences", type=int, metavar="N", help="the first N only (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the masked places (default 0)")
-    parser.add_argument(
-        "--mask-documents", action="store_true", help="keep documents packed into a sequence apart"
+    what.add_argument(
+        "--text", metavar="FILE_OR_URI", help="for a character model: any text, or a zip of one"
     )
+    parser.add_argument(
+        "--split",
+        default="validation",
+        choices=("train", "validation", "test", "all"),
+        help='"test" and "all" are of a text alone',
+    )
+    corpus = parser.add_argument_group("with --corpus")
+    corpus.add_argument("--sequences", type=int, metavar="N", help="the first N only (default: all)")
+    corpus.add_argument("--seed", type=int, help="of the masked places (default 0)")
+    corpus.add_argument(
+        "--mask-documents",
+        action="store_const",
+        const=True,
+        help="keep documents packed into a sequence apart",
+    )
+    text = parser.add_argument_group("with --text")
+    text.add_argument("--sequence-length", type=int, metavar="N", help="of a window (default 32256)")
+    text.add_argument("--step", type=int, metavar="N", help="from a window to the next (default 512)")
+    text.add_argument("--windows", type=int, metavar="N", help="the first N only (default: all)")
+    text.add_argument(
+        "--validation", type=float, metavar="N", help="as the training's text.validation (0.05)"
+    )
+    text.add_argument("--test", type=float, metavar="N", help="as the training's text.test (0.05)")
     options = parser.parse_args(arguments)
     try:
-        if options.sequences is not None and options.sequences < 1:
-            raise InputError(f"--sequences: found {options.sequences}, expected at least 1")
-        figures = evaluate_folder(
-            options.model,
-            options.corpus,
-            options.split,
-            options.sequences,
-            options.seed,
-            options.mask_documents,
-        )
+        figures = _figures(vars(options))
     except (InputError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

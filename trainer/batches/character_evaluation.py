@@ -85,7 +85,7 @@ def character_loss(
     sequence_length: int = SEQUENCE_LENGTH,
     step: int = STEP,
     windows: slice | None = None,
-    beat: Callable[[], None] = lambda: None,
+    beat: Callable[[], object] = lambda: None,
 ) -> tuple[float, int]:
     """The summed cross-entropy in nats and the number of scored characters; (0, 0) for a text without a second one.
 
