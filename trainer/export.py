@@ -5,19 +5,29 @@
 The checkpoint's sizes and checksums are verified first. DIR gets the weights as float32 safetensors, config.json, the
 corpus's tokenizer, and README.md: a model card with the run's figures, the corpus's sources and licences, how to load
 the model and how to train it again. A Longformer gets its `*_global` projections as copies of query, key and value,
-which finetuning starts from. An export that lies in DIR is replaced; a folder that holds anything else is left alone.
+which finetuning starts from. A character model's checkpoint becomes a folder for trainer.evaluate and trainer.generate.
+An export that lies in DIR is replaced; a folder that holds anything else is left alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from trainer.engine.checkpoint import STATE, open_checkpoint
+from trainer.engine.checkpoint import STATE, Checkpoint, open_checkpoint
 from trainer.engine.config import InputError
 from trainer.model.card import trained_card
+from trainer.model.character_card import character_card
+from trainer.model.charlm_folder import (
+    check_character_tensors,
+    is_character_model,
+    read_character_config,
+    write_character_model,
+)
 from trainer.model.folder import (
     check_shapes,
     has_tokenizer,
@@ -31,24 +41,52 @@ from trainer.model.provenance import ABOUT
 
 
 def export_checkpoint(checkpoint: Path, to: Path) -> None:
-    """Write a checkpoint's weights, configuration, tokenizer and card as a Hugging Face folder."""
+    """Write a checkpoint's model as a folder of its own, whatever kind it is of."""
     try:
         opened = open_checkpoint(checkpoint)
     except ValueError as error:
         raise InputError(str(error)) from error
+    if is_character_model(checkpoint):
+        _export_characters(opened, to)
+    else:
+        _export_encoder(opened, to)
+
+
+def _export_characters(opened: Checkpoint, to: Path) -> None:
+    """A character model, its alphabet and its card."""
+    config, lookback, alphabet = read_character_config(opened.folder)
+    tensors = opened.weights()
+    check_character_tensors(tensors, config, opened.folder)
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    with _facts_of(opened) as about:
+        card = character_card(config, lookback, alphabet.kind, parameters, opened.facts, about)
+    write_character_model(to, config, lookback, alphabet, tensors, card)
+
+
+@contextmanager
+def _facts_of(opened: Checkpoint) -> Iterator[dict[str, Any]]:
+    """What a checkpoint carries for a card; InputError where it is not as a training writes it."""
+    path = opened.folder / ABOUT
+    about = read_json(path) if path.is_file() else {}
+    try:
+        yield about
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{opened.folder}: {STATE} or {ABOUT}: not as a training writes them ({error!r})"
+        ) from error
+
+
+def _export_encoder(opened: Checkpoint, to: Path) -> None:
+    """Weights, configuration, tokenizer and card as a Hugging Face folder."""
+    checkpoint = opened.folder
     config = read_config(checkpoint)
     tensors = without_prefix(opened.weights())
     check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, checkpoint)
     if config.architecture == "longformer":
         tensors = with_global_projections(tensors)
     parameters = sum(tensor.numel() for tensor in tensors.values())
-    about = read_json(checkpoint / ABOUT) if (checkpoint / ABOUT).is_file() else {}
-    try:
+    with _facts_of(opened) as about:
         card = trained_card(config, parameters, opened.facts, about, has_tokenizer(checkpoint))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{checkpoint}: {STATE} or {ABOUT}: not as a training writes them ({error!r})"
-        ) from error
     write_model(to, config, tensors, tokenizer_from=checkpoint, card=card)
 
 

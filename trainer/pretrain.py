@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +29,13 @@ from trainer.batches.corpus import MaskedBatch, Sequences, as_batch, corpus_mask
 from trainer.batches.evaluation import bits, loss_of_batches, masked_batches
 from trainer.batches.masking import Masking
 from trainer.engine import deepspeed as processes
-from trainer.engine.config import InputError, NewModel, Pretraining, load_config, parse_arguments
-from trainer.engine.deepspeed import rank, world_size
+from trainer.engine.command import train_by_command
+from trainer.engine.config import InputError, NewModel, Pretraining
 from trainer.engine.estimate import describe_plan
 from trainer.engine.flops import step_flops
 from trainer.engine.monitor import METRICS
 from trainer.engine.phases import Phase, Phases
 from trainer.engine.randomness import as_seed, hash64
-from trainer.engine.training import train
 from trainer.export import export_checkpoint
 from trainer.model.folder import (
     config_json,
@@ -50,8 +47,6 @@ from trainer.model.folder import (
 from trainer.model.heads import MaskedLanguageModel, masked_loss_sum
 from trainer.model.longformer import EncoderConfig, set_sinusoidal_positions
 from trainer.model.provenance import ABOUT, corpus_facts, run_facts
-
-TIME_TO_SPEAK = 10  # seconds that a node's first rank has to say what is wrong
 
 
 @dataclass
@@ -133,7 +128,7 @@ class MaskedLanguageModelling:
     def figures(self, mean_loss: float) -> dict[str, float]:
         return {"bpc": bits(mean_loss, 1)}
 
-    def evaluate(self, share: slice, beat: Callable[[], None]) -> list[float] | None:
+    def evaluate(self, step: int, share: slice, beat: Callable[[], None]) -> list[float] | None:
         if self.validation is None:
             return None
         chosen = np.arange(min(self.config.evaluation.sequences, len(self.validation)))[share]
@@ -146,7 +141,7 @@ class MaskedLanguageModelling:
         loss, scored = sums
         return {"validation_bpc": bits(loss, max(1.0, scored))}
 
-    def files(self) -> dict[str, str]:
+    def files(self, step: int) -> dict[str, str]:
         return {
             "config.json": json.dumps(config_json(self.model.config), indent=2) + "\n",
             "tokenizer.json": self.tokenizer,
@@ -245,39 +240,7 @@ def new_encoder_config(new: NewModel, tokens: int, sequences: Sequences) -> Enco
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        path, overrides, dry_run = parse_arguments(
-            sys.argv[1:] if arguments is None else arguments, __doc__ or "", Pretraining
-        )
-        task = prepare(load_config(path, overrides, Pretraining))
-        if dry_run:
-            if rank() == 0:
-                print(task.describe())
-            return 0
-        processes.start_processes()
-        processes.settle(task.config.deterministic)
-        if rank() == 0:
-            print(f"{world_size()} processes on {processes.device().type}", flush=True)
-        return train(task)
-    except (InputError, FloatingPointError) as error:
-        # Once a node: a file system may be missing on one that is not the first.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"pretrain: {error}", file=sys.stderr, flush=True)
-        else:
-            # The launcher ends all ranks when one of them fails: the one that speaks must not be ended before it did.
-            time.sleep(TIME_TO_SPEAK)
-        return 2 if isinstance(error, InputError) else 1
-    except RuntimeError as error:
-        if not processes.is_lost_peer(error):
-            raise
-        print(
-            f"pretrain: rank {rank()} has lost another process, whose own lines say why; the same command resumes",
-            file=sys.stderr,
-            flush=True,
-        )
-        return 1
-    finally:
-        processes.end_processes()
+    return train_by_command("pretrain", __doc__ or "", Pretraining, prepare, arguments)
 
 
 if __name__ == "__main__":

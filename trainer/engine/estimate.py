@@ -10,11 +10,12 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from trainer.engine.config import GRADIENT_BUCKET, Pretraining
+from trainer.engine.config import GRADIENT_BUCKET, Pretraining, Training
 from trainer.engine.flops import peak_flops, recomputed_flops, step_flops
 from trainer.engine.monitor import duration
 from trainer.model.heads import MaskedLanguageModel
@@ -85,21 +86,27 @@ def layer_bytes(config: EncoderConfig, training: Pretraining, on_gpu: bool) -> t
     return before, after
 
 
-def memory(config: EncoderConfig, training: Pretraining, world_size: int, on_gpu: bool) -> Memory:
-    """The peak of a training step."""
-    parameters, trained = parameter_count(config), trained_count(config, training)
-    bf16, stage = training.precision == "bf16", training.zero_stage
-    operand = 2 if bf16 else 4
+def states(parameters: int, trained: int, training: Training, world_size: int) -> tuple[int, int, int]:
+    """Bytes of weights, gradients and moments of one process."""
+    stage = training.zero_stage
     share = -(-trained // world_size)
     weights = 4 * parameters + (4 * share if stage else 0)
-    if bf16:
+    if training.precision == "bf16":
         weights += 2 * parameters
     gradients = 4 * trained
     if stage:
         bucket = 4 * min(GRADIENT_BUCKET, trained)  # beside its part of the reduced gradient
         gradients = bucket + 4 * share + (4 * trained if stage == 1 else 0)
     moments = 8 * (share if stage else trained)
+    return weights, gradients, moments
 
+
+def memory(config: EncoderConfig, training: Pretraining, world_size: int, on_gpu: bool) -> Memory:
+    """The peak of a training step."""
+    weights, gradients, moments = states(
+        parameter_count(config), trained_count(config, training), training, world_size
+    )
+    operand = 2 if training.precision == "bf16" else 4
     tokens = training.micro_batch_size * training.sequence_length
     scored = training.micro_batch_size * masked_places(training)
     width, layers = config.hidden_size, config.num_hidden_layers
@@ -143,6 +150,7 @@ def free_bytes(run: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
+@lru_cache
 def product_rate(seconds: float = 0.25) -> float:
     """FLOP/s of torch.mm on this process's threads, measured for about this long."""
     side = 768
@@ -170,11 +178,16 @@ def step_seconds(
     again = recomputed_flops(
         config, tokens, sequences, places=places, activation_checkpointing=training.activation_checkpointing
     )
-    if gpu is None:
-        return (model + again) / (product_rate() * OF_PRODUCTS)
-    peak = peak_flops(gpu, training.precision)
     # Layers that are computed again reach what they reached before, so the rate is that of all products.
-    return None if peak is None else (model + again) / (peak * MFU)
+    return seconds_of(model + again, training.precision, gpu)
+
+
+def seconds_of(flops: int, precision: str, gpu: str | None) -> float | None:
+    """How long a process takes for so many FLOPs of products; None on a GPU whose peak is not known."""
+    if gpu is None:
+        return flops / (product_rate() * OF_PRODUCTS)
+    peak = peak_flops(gpu, precision)
+    return None if peak is None else flops / (peak * MFU)
 
 
 def passes_per_process(training: Pretraining, world_size: int) -> int:
@@ -205,13 +218,24 @@ def describe_plan(
         f"{passes} on each of {world_size} processes"
         + (f" ({idle} of them idle in the last)" if idle else ""),
         f"steps     {training.steps:,} = {training.steps * per_step:,} tokens, {epochs:.2f} epochs",
-        *_describe_memory(memory(config, training, world_size, gpu is not None), gpu),
-        _describe_time(step_seconds(config, training, world_size, gpu), training, gpu),
-        *_describe_disk(config, training),
+        *describe_memory(memory(config, training, world_size, gpu is not None), gpu),
+        "time      "
+        + describe_time(
+            step_seconds(config, training, world_size, gpu), training.steps, per_step, training.precision, gpu
+        ),
+        *describe_disk(*disk(config, training), training, training.steps),
     ]
 
 
-def _describe_memory(found: Memory, gpu: str | None) -> list[str]:
+def describe_memory(found: Memory, gpu: str | None) -> list[str]:
+    line = f"memory    {memory_parts(found)}; the libraries come on top"
+    if gpu is None:
+        line += ", and what glibc keeps in reserve"
+    return [line, *memory_warning(found, gpu)]
+
+
+def memory_parts(found: Memory) -> str:
+    """The peak and what it holds, in words."""
     parts = {
         "weights": found.weights,
         "gradients": found.gradients,
@@ -220,37 +244,39 @@ def _describe_memory(found: Memory, gpu: str | None) -> list[str]:
         "logits": found.logits,
     }
     listed = " + ".join(f"{readable(size)} {name}" for name, size in parts.items())
-    line = f"memory    about {readable(found.total)} a process = {listed}; the libraries come on top"
-    if gpu is None:
-        return [f"{line}, and what glibc keeps in reserve"]
-    if not torch.cuda.is_available():
-        return [line]
+    return f"about {readable(found.total)} a process = {listed}"
+
+
+def memory_warning(found: Memory, gpu: str | None) -> list[str]:
+    """A line where the GPU of this process has not so much."""
+    if gpu is None or not torch.cuda.is_available():
+        return []
     there = torch.cuda.get_device_properties(0).total_memory
     if found.total < 0.95 * there:
-        return [line]
+        return []
     return [
-        line,
         f"warning   this GPU has {readable(there)}: a smaller micro_batch_size, activation_checkpointing or "
-        f"zero_stage 1 takes less",
+        f"zero_stage 1 takes less"
     ]
 
 
-def _describe_time(seconds: float | None, training: Pretraining, gpu: str | None) -> str:
+def describe_time(seconds: float | None, steps: int, tokens: int, precision: str, gpu: str | None) -> str:
+    """Of so many steps of `tokens` tokens, in words; `seconds` a step."""
     if seconds is None:
-        return f"time      not estimated: the peak of {gpu} in {training.precision} is not known here"
+        return f"not estimated: the peak of {gpu} in {precision} is not known here"
     if seconds < OVERHEAD:
-        return f"time      not estimated: the products of a step take {seconds * 1e3:.1f} ms, less than all around them"
+        return f"not estimated: the products of a step take {seconds * 1e3:.1f} ms, less than all around them"
     how = f"{MFU:.0%} of the peak of {gpu}" if gpu else f"{OF_PRODUCTS:.0%} of what torch.mm reaches here"
     return (
-        f"time      about {duration(training.steps * seconds)}: {seconds:.3g} s a step, "
-        f"{training.batch_size * training.sequence_length / seconds:,.0f} tokens/s, if it reaches {how}"
+        f"about {duration(steps * seconds)}: {seconds:.3g} s a step, {tokens / seconds:,.0f} tokens/s, "
+        f"if it reaches {how}"
     )
 
 
-def _describe_disk(config: EncoderConfig, training: Pretraining) -> list[str]:
-    checkpoint, export = disk(config, training)
+def describe_disk(checkpoint: int, export: int, training: Training, steps: int) -> list[str]:
+    """Of a run that keeps checkpoints and an export of so many bytes."""
     keep = training.checkpoint
-    kept = keep.keep_last + (training.steps // keep.keep_every if keep.keep_every else 0)
+    kept = keep.keep_last + (steps // keep.keep_every if keep.keep_every else 0)
     needed, free = (
         (kept + 1) * checkpoint + export,
         free_bytes(training.run),

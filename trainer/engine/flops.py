@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 from attention.pattern import visible_pairs
+from trainer.model.charlm import CharacterConfig
 from trainer.model.longformer import EncoderConfig
 
 
@@ -37,6 +38,31 @@ def step_flops(
     products = 3 if weights_trained else 2
     weights = _layers_products(config, tokens * sequences, places * sequences) + head
     return 2 * (products * weights + 6 * width * _pairs(config, tokens, sequences, documents))
+
+
+def character_step_flops(
+    config: CharacterConfig, lookback: Sequence[int], characters: int, sequences: int = 1
+) -> int:
+    """Model FLOPs of forward and backward of a character model over sequences of so many characters, all predicted."""
+    width = config.hidden_size
+    layer = 4 * width**2 + 2 * width * config.intermediate_size
+    weights = characters * (config.num_hidden_layers * layer + width * config.vocab_size)
+    pairs = sum(
+        causal_pairs(characters, back, step)
+        for number, back in enumerate(lookback)
+        for step in config.steps_of_heads(number)
+    )
+    dimensions = width // config.num_attention_heads
+    return 2 * sequences * (3 * weights + 6 * dimensions * pairs)
+
+
+def causal_pairs(characters: int, lookback: int, step: int) -> int:
+    """Visible pairs of a causal head that sees itself and up to `lookback` characters before, every `step`-th."""
+    # Of the characters i with i // step = b there are `step`, but for the last; each sees min(b, lookback) + 1.
+    whole, rest = divmod(characters, step)
+    full = min(whole, lookback + 1)
+    pairs = full * (full + 1) // 2 + (whole - full) * (lookback + 1)
+    return step * pairs + rest * (min(whole, lookback) + 1)
 
 
 def recomputed_flops(

@@ -90,14 +90,14 @@ class Task(Protocol):
     def figures(self, mean_loss: float) -> dict[str, float]:
         """What to tell of a step besides its mean loss."""
 
-    def evaluate(self, share: slice, beat: Callable[[], None]) -> list[float] | None:
-        """Sums over this process's share of the evaluation set, None where there is none; collective."""
+    def evaluate(self, step: int, share: slice, beat: Callable[[], None]) -> list[float] | None:
+        """Sums over this process's share of the evaluation set after a step, None where there is none; collective."""
 
     def evaluated(self, sums: list[float]) -> dict[str, float]:
         """Figures from the sums over all processes."""
 
-    def files(self) -> dict[str, str]:
-        """Small files, by name, that travel with each checkpoint."""
+    def files(self, step: int) -> dict[str, str]:
+        """Small files, by name, that travel with the checkpoint of a step."""
 
     def export(self, checkpoint: Path, to: Path) -> None:
         """Write the model of a checkpoint for others to use."""
@@ -331,11 +331,11 @@ class Run:
         return 0
 
     def begin_phase(self, step: int) -> None:
-        """At the first step of a phase, and where a run resumes within one."""
+        """At the first step of each but the one that the engine was made for."""
         place = self.phases.at(step)
-        if place.within == 1 or step == self.start + 1:
+        if place.within == 1:
             self.engine.begin(place.phase)
-            if len(self.phases) > 1:
+            if step > self.start + 1:  # else the run's description has just said it
                 self.tell(self.task.describe_phase(place.number))
 
     def step(self, step: int, batch: StepBatch, stop_requested: bool) -> tuple[dict[str, Any], bool]:
@@ -434,7 +434,7 @@ class Run:
     def evaluate(self, step: int) -> None:
         """Figures of the evaluation set, each process over its share."""
         with self.engine.evaluating():
-            sums = self.task.evaluate(slice(rank(), None, processes.world_size()), self.watch.alive)
+            sums = self.task.evaluate(step, slice(rank(), None, processes.world_size()), self.watch.alive)
         if sums is None:
             return
         figures = self.task.evaluated(all_reduce_sum(*sums))
@@ -449,7 +449,7 @@ class Run:
         facts = {**self.facts, "progress": self.progress.as_dict()}
 
         def write() -> None:
-            save_checkpoint(checkpoints, step, state, facts, self.task.files())
+            save_checkpoint(checkpoints, step, state, facts, self.task.files(step))
             prune_checkpoints(checkpoints, keep.keep_last, newest=step, keep_every=keep.keep_every)
 
         on_first_rank(write)

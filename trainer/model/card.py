@@ -13,14 +13,13 @@ from typing import Any
 import yaml
 
 from trainer.model.longformer import EncoderConfig
-from trainer.model.provenance import LONGEST
+from trainer.model.markdown import code, fenced, table, text
 
 # Licences that the hub knows by id, and that sources are likely to state.
 _LICENCES = {
     "apache-2.0", "mit", "odc-by", "pddl", "gfdl", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0",
     "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
 }  # fmt: skip
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#|!~&$@:])")
 _MOST_YAML = 8_000
 
 
@@ -41,7 +40,7 @@ def trained_card(
         _sizes(config, parameters),
         "## Training",
         _training(settings, step),
-        _course(about),
+        course(about),
         "## Corpus",
         _corpus(corpus),
         *_use(config, has_tokenizer, headless=False),
@@ -96,7 +95,7 @@ def _front_matter(config: EncoderConfig, task: str, sources: Iterable[Mapping[st
 
 
 def _made_of(config: EncoderConfig, what: str) -> str:
-    start = f" It continues {_code(config.base_model)}." if config.base_model else ""
+    start = f" It continues {code(config.base_model)}." if config.base_model else ""
     return f"A {_kind(config)} {what}.{start} Made with Longspan."
 
 
@@ -114,7 +113,7 @@ def _sizes(config: EncoderConfig, parameters: int) -> str:
         widths = config.attention_window
         shown = f"{widths[0]} in every layer" if _one_window(config) else ", ".join(map(str, widths[:48]))
         rows.insert(3, ("window, both sides together", shown))
-    return _table(("", ""), rows)
+    return table(("", ""), rows)
 
 
 def _training(settings: Mapping[str, Any], step: int) -> str:
@@ -142,21 +141,21 @@ def _training(settings: Mapping[str, Any], step: int) -> str:
     for key in ("masked_fraction", "precision", "mask_documents", "extra_positions_only", "seed"):
         if key in settings:
             rows.append((key.replace("_", " "), str(settings[key])))
-    return _table(("", ""), rows)
+    return table(("", ""), rows)
 
 
-def _course(about: Mapping[str, Any]) -> str:
-    """The run's figures: bits per masked token while it ran, and on held-out text where it was evaluated."""
+def course(about: Mapping[str, Any], unit: str = "masked token", over: str = "a fixed masked set") -> str:
+    """The run's figures: bits a unit while it ran, and on held-out text where it was evaluated."""
     course, validation = about.get("course", []), about.get("validation", [])
     parts = []
     if course:
         rows = [(f"{row['step']:,}", f"{row['bpc']:.4f}", f"{row['learning_rate']:.3g}") for row in course]
-        parts.append("Bits per masked token (cross-entropy / ln 2) of single batches:")
-        parts.append(_table(("update", "bits", "learning rate"), rows))
+        parts.append(f"Bits per {unit} (cross-entropy / ln 2) of single batches:")
+        parts.append(table(("update", "bits", "learning rate"), rows))
     if validation:
         scores = [(f"{row['step']:,}", f"{row['validation_bpc']:.4f}") for row in validation]
-        parts.append("Of held-out text, over a fixed masked set:")
-        parts.append(_table(("update", "bits"), scores))
+        parts.append(f"Of held-out text, over {over}:")
+        parts.append(table(("update", "bits"), scores))
     return "\n\n".join(parts)
 
 
@@ -174,15 +173,15 @@ def _corpus(corpus: Mapping[str, Any]) -> str:
         )
         for s in corpus["sources"]
     ]
-    table = _table(("source", "kind", "documents", "tokens", "licence", "terms"), rows)
+    listed = table(("source", "kind", "documents", "tokens", "licence", "terms"), rows)
     more = f"\n\n... and {corpus['sources_not_shown']} more sources." if corpus["sources_not_shown"] else ""
     splits = "; ".join(
-        f"{_text(name)}: {split['sequences']:,} sequences, {split['tokens']:,} tokens"
+        f"{text(name)}: {split['sequences']:,} sequences, {split['tokens']:,} tokens"
         for name, split in corpus["splits"].items()
     )
     return (
-        f"{table}{more}\n\nDocuments and tokens are those kept after filters and duplicates, both splits together. "
-        f"{splits}. Fingerprint {_code(corpus['fingerprint'])}."
+        f"{listed}{more}\n\nDocuments and tokens are those kept after filters and duplicates, both splits together. "
+        f"{splits}. Fingerprint {code(corpus['fingerprint'])}."
     )
 
 
@@ -193,15 +192,17 @@ def _use(config: EncoderConfig, has_tokenizer: bool, headless: bool) -> list[str
     opened = 'name = "."  # this folder; on the hub, its id there\n'
     loaded = f"model = {name}.from_pretrained(name).eval()\n"
     if not has_tokenizer:
-        code = f"from transformers import {name}\n\n{opened}{loaded}"
-        return ["## Use", _fenced(code, "python"), "The tokenizer is that of the model it was made from."]
-    code = f"import torch\nfrom transformers import AutoTokenizer, {name}\n\n{opened}"
-    code += f"tokenizer = AutoTokenizer.from_pretrained(name)\n{loaded}"
+        program = f"from transformers import {name}\n\n{opened}{loaded}"
+        return ["## Use", fenced(program, "python"), "The tokenizer is that of the model it was made from."]
+    program = f"import torch\nfrom transformers import AutoTokenizer, {name}\n\n{opened}"
+    program += f"tokenizer = AutoTokenizer.from_pretrained(name)\n{loaded}"
     if headless:
-        code += 'inputs = tokenizer("A long document.", truncation=True, return_tensors="pt")\n'
-        code += "with torch.no_grad():\n    hidden = model(**inputs).last_hidden_state\nprint(hidden.shape)\n"
+        program += 'inputs = tokenizer("A long document.", truncation=True, return_tensors="pt")\n'
+        program += (
+            "with torch.no_grad():\n    hidden = model(**inputs).last_hidden_state\nprint(hidden.shape)\n"
+        )
     else:
-        code += (
+        program += (
             'text = f"A long document with a {tokenizer.mask_token} in it."\n'
             'inputs = tokenizer(text, truncation=True, return_tensors="pt")\n'
             "with torch.no_grad():\n"
@@ -209,7 +210,7 @@ def _use(config: EncoderConfig, has_tokenizer: bool, headless: bool) -> list[str
             "place = (inputs.input_ids[0] == tokenizer.mask_token_id).nonzero()[0, 0]\n"
             "print([tokenizer.decode([token]) for token in logits[place].topk(5).indices.tolist()])\n"
         )
-    return ["## Use", _fenced(code, "python")]
+    return ["## Use", fenced(program, "python")]
 
 
 def _limits(config: EncoderConfig, trained: bool) -> str:
@@ -233,11 +234,11 @@ def _limits(config: EncoderConfig, trained: bool) -> str:
 def _again(
     config: EncoderConfig, settings: Mapping[str, Any], about: Mapping[str, Any], corpus: Mapping[str, Any]
 ) -> str:
-    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=False)
-    if len(text) > _MOST_YAML:
-        text = text[:_MOST_YAML] + "\n# ... cut: RUN/config.yaml has all of it\n"
+    shown = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=False)
+    if len(shown) > _MOST_YAML:
+        shown = shown[:_MOST_YAML] + "\n# ... cut: RUN/config.yaml has all of it\n"
     command = "deepspeed trainer/pretrain.py --config config.yaml --run RUN --corpus CORPUS"
-    said = f"CORPUS has the fingerprint {_code(corpus['fingerprint'])}" if corpus else "CORPUS is the corpus"
+    said = f"CORPUS has the fingerprint {code(corpus['fingerprint'])}" if corpus else "CORPUS is the corpus"
     if "model" not in settings:  # one that was continued, wherever it lay
         if config.original_max_position_embeddings and config.base_model:
             widths = " ".join(map(str, config.attention_window[: 1 if _one_window(config) else None]))
@@ -251,33 +252,8 @@ def _again(
     return "\n\n".join(
         [
             f"The command that makes it again, and that resumes it where RUN holds its checkpoints; {said}:",
-            _fenced(command, "sh"),
+            fenced(command, "sh"),
             f"with this config.yaml{f' under {versions}' if versions else ''}:",
-            _fenced(text, "yaml"),
+            fenced(shown, "yaml"),
         ]
     )
-
-
-def _text(value: object) -> str:
-    """Foreign text as one line of Markdown that means itself, cut where it is long."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
-    if len(line) > LONGEST:
-        line = line[: LONGEST - 1] + "…"
-    return _MARKDOWN.sub(r"\\\1", line)
-
-
-def _code(value: object) -> str:
-    """Foreign text in a code span."""
-    return "`" + "".join(c for c in str(value)[:LONGEST] if c.isprintable() and c != "`") + "`"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *(tuple(map(_text, row)) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _fenced(code: str, language: str) -> str:
-    """A block of code whose fence is longer than any in it."""
-    longest = max((len(run) for run in re.findall("`+", code)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{code.rstrip()}\n{fence}"

@@ -10,10 +10,13 @@ as the paper publishes the ends of its range only.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from attention import windowed_attention
 from trainer.model.longformer import initialise
@@ -21,26 +24,30 @@ from trainer.model.longformer import initialise
 ROTARY_BASE = 10_000.0
 
 
-class CharacterConfig(BaseModel):
-    """Sizes of a character model. `dilation` and the phases' `lookback` have an entry a layer, from the bottom."""
+class CharacterSizes(BaseModel):
+    """Sizes of a character model, but for its alphabet's. `dilation` has an entry a layer, from the bottom."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    vocab_size: int = Field(ge=2)
-    hidden_size: int = Field(512, ge=2)
+    hidden_size: int = Field(512, ge=2, le=1 << 16)
     num_hidden_layers: int = Field(12, ge=1, le=512)
     num_attention_heads: int = Field(8, ge=1)
-    intermediate_size: int = Field(2048, ge=1)
-    dilated_heads: int = Field(2, ge=0)
-    """So many heads of a layer, the last ones, look back with the layer's dilation; the others have no gaps."""
-    dilation: tuple[int, ...] = ()
-    """The step between visible characters, a layer: 1 is without gaps. Empty: 1 everywhere."""
+    intermediate_size: int = Field(2048, ge=1, le=1 << 18)
+    dilated_heads: int = Field(
+        2,
+        ge=0,
+        description="so many heads of a layer, the last ones, look back with its dilation; the others have no gaps",
+    )
+    dilation: tuple[int, ...] = Field(
+        (),
+        description="the step between visible characters, an entry a layer; 1 is without gaps, empty 1 everywhere",
+    )
     dropout: float = Field(0.2, ge=0, lt=1)
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = Field(0.02, gt=0)
+    layer_norm_eps: float = Field(1e-5, gt=0)
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
 
     @model_validator(mode="after")
-    def _fits(self) -> CharacterConfig:
+    def _fits(self) -> Self:
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size: found {self.hidden_size}, expected a multiple of twice the {self.num_attention_heads} "
@@ -78,6 +85,12 @@ class CharacterConfig(BaseModel):
         for layer in reversed(range(self.num_hidden_layers)):
             first.append(max(0, first[-1] - self.reach_of_layer(layer, lookback[layer])))
         return first[::-1]
+
+
+class CharacterConfig(CharacterSizes):
+    """All sizes of a character model."""
+
+    vocab_size: int = Field(ge=1, le=1 << 16)
 
 
 def rotary_angles(positions: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
@@ -182,6 +195,7 @@ class CharacterModel(nn.Module):
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.activation_checkpointing = False
         initialise(self, config.initializer_range)
 
     def forward(
@@ -218,7 +232,11 @@ class CharacterModel(nn.Module):
         for index, layer in enumerate(self.layers):
             seed = None if dropout_seeds is None else dropout_seeds[:, index]
             here = tuple(part[first[index] :] for part in angles)
-            hidden = layer(hidden, here, lookback[index], seed, first[index + 1] - first[index])
+            inputs = (hidden, here, lookback[index], seed, first[index + 1] - first[index])
+            if self.activation_checkpointing and self.training:
+                hidden = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                hidden = layer(*inputs)
         return self.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -104,26 +104,33 @@ def load_character_model(folder: Path) -> StoredCharacterModel:
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise InputError(f"{folder}: found no {' and no '.join(WEIGHTS)}")
-    with torch.device("meta"):  # what is read takes the place of every parameter
-        model = CharacterModel(config)
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    check_character_shapes(read_shapes([path]), expected, path)
+    model = _hollow(config)
+    _check_shapes(read_shapes([path]), model, path)
     tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in read_tensors([path]).items()}
     model.load_state_dict(tensors, assign=True)
     return StoredCharacterModel(model.eval(), lookback, alphabet)
 
 
-def check_character_shapes(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], path: Path
-) -> None:
+def check_character_tensors(tensors: Mapping[str, Tensor], config: CharacterConfig, where: Path) -> None:
     """InputError lists parameters that are missing, unknown, or of another shape."""
+    _check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, _hollow(config), where)
+
+
+def _hollow(config: CharacterConfig) -> CharacterModel:
+    """The model without memory for its parameters: what is read takes the place of each."""
+    with torch.device("meta"):
+        return CharacterModel(config)
+
+
+def _check_shapes(found: Mapping[str, tuple[int, ...]], model: CharacterModel, where: Path) -> None:
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     lines = [
         f"  {name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]
     if lines:
-        raise InputError(f"{path}: does not fit its config.json\n" + "\n".join(lines[:20]))
+        raise InputError(f"{where}: does not fit its config.json\n" + "\n".join(lines[:20]))
 
 
 def write_character_model(
