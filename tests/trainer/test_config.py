@@ -3,12 +3,19 @@
 import importlib.util
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import pytest
 from pydantic import BaseModel
 
+from trainer.engine.character_config import (
+    CharacterEvaluation,
+    CharacterPhase,
+    CharacterTraining,
+    TextSection,
+)
 from trainer.engine.config import InputError, NewModel, Pretraining, parse_arguments
 from trainer.engine.config import load_config as load_any_config
 from trainer.engine.deepspeed import check_raw_keys
@@ -16,6 +23,8 @@ from trainer.engine.estimate import memory
 from trainer.model.longformer import EncoderConfig
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
+CHARACTERS = sorted(CONFIGS.glob("*charlm*.yaml"))
+MASKED = sorted(set(CONFIGS.glob("*.yaml")) - set(CHARACTERS))
 
 
 def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pretraining:
@@ -217,7 +226,7 @@ def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str
         assert text in shown
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MASKED, ids=lambda path: path.stem)
 def test_the_committed_configurations_are_valid(path: Path) -> None:
     assert load_config(path).steps > 0
 
@@ -260,7 +269,7 @@ def keys_of(section: type[BaseModel], prefix: str = "") -> set[str]:
 
 
 def test_every_key_is_explained_in_a_committed_file() -> None:
-    found = {path.stem: explained(path) for path in CONFIGS.glob("*.yaml")}
+    found = {path.stem: explained(path) for path in MASKED}
     continued = keys_of(Pretraining)
     assert found["longformer_base"] == continued
     assert found["roberta_base"] >= {f"model.{key}" for key in NewModel.model_fields}
@@ -269,7 +278,7 @@ def test_every_key_is_explained_in_a_committed_file() -> None:
         assert keys <= known, stem
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MASKED, ids=lambda path: path.stem)
 def test_the_arithmetic_of_the_batch_is_right(path: Path) -> None:
     """ "64 sequences an update = 8 processes × 2 passes × 4 sequences; 64 × 4,096 = 2^18 tokens" in the head."""
     config, head = load_config(path), path.read_text().replace("\n# ", " ").replace(",", "")
@@ -324,3 +333,59 @@ def test_the_estimate_in_the_head_is_what_is_estimated(
     assert told, path
     estimated = memory(config, training, processes, on_gpu=True).total / 2**30
     assert estimated == pytest.approx(int(told.group(1)), abs=0.75)
+
+
+@pytest.mark.parametrize("path", CHARACTERS, ids=lambda path: path.stem)
+def test_the_committed_character_configurations_are_valid(path: Path) -> None:
+    config = load_any_config(path, (), CharacterTraining)
+    for before, phase in pairwise(config.phases):  # appendix B
+        assert phase.lookback == tuple(2 * back for back in before.lookback)
+        assert phase.learning_rate == before.learning_rate / 2
+    if "demo" not in path.stem:
+        assert [phase.sequence_length for phase in config.phases] == [2048, 4096, 8192, 16384, 23040]
+        ends = [(phase.lookback[0], phase.lookback[-1]) for phase in (config.phases[0], config.phases[-1])]
+        assert ends == [(32 // 2, 512 // 2), (512 // 2, 8192 // 2)]
+        assert all(phase.warmup == min(10_000, phase.steps // 10) for phase in config.phases)
+
+
+def test_every_key_of_a_character_model_s_training_is_explained() -> None:
+    text = (CONFIGS / "charlm_small.yaml").read_text()
+    explained_ones = set(re.findall(r"^[ -]*([a-z0-9_]+):(?: \S.*?)? +# \S", text, re.MULTILINE))
+    sections = (CharacterTraining, TextSection, CharacterPhase, CharacterEvaluation)
+    keys = {key for section in sections for key in section.model_fields}
+    plain = {
+        "text",
+        "model",
+        "phases",
+        "optimizer",
+        "checkpoint",
+        "evaluation",
+        "loss_spike",
+    }  # their keys tell
+    assert keys - plain <= explained_ones
+
+
+def test_phases_that_do_not_fit_are_named_by_their_number(tmp_path: Path) -> None:
+    phase = "{steps: 5, sequence_length: 8, batch_size: 3, micro_batch_size: 2, learning_rate: 1, lookback: [1, -2]}"
+    path = write(tmp_path, f"run: r\ntext: {{path: t}}\nmodel: {{num_hidden_layers: 3}}\nphases: [{phase}]\n")
+    with pytest.raises(InputError) as caught:
+        load_any_config(path, [("phases.0.warmup_steps", "6")], CharacterTraining)
+    for line in (
+        "phases.0.batch_size: found 3, expected a multiple of micro_batch_size 2",
+        "phases.0.warmup_steps: found 6, expected at most steps 5",
+        "phases.0.lookback: found 2 entries, expected one a layer, 3",
+        "phases.0.lookback: found [1, -2], expected counts of characters",
+    ):
+        assert line in str(caught.value)
+    with pytest.raises(
+        InputError, match=r"--phases\.1\.steps: found 1, expected the number of an entry, 0 to 0"
+    ):
+        load_any_config(path, [("phases.1.steps", "6")], CharacterTraining)
+
+
+def test_help_lists_the_keys_of_a_phase(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"], "usage", CharacterTraining)
+    shown = capsys.readouterr().out
+    for text in ("--phases.0.steps", "--phases.0.batch_size [32]", "--text.vocabulary [bytes]"):
+        assert text in shown

@@ -39,7 +39,8 @@ class TextSection(Section):
 
 
 class CharacterPhase(Section):
-    """Updates of one shape. The paper's five double length and window and halve the learning rate (appendix B)."""
+    """The run's updates, phase by phase, each of one shape; the paper's five double length and window and halve
+    the learning rate (appendix B)."""
 
     steps: int = Field(ge=1, le=MOST_STEPS, description="updates")
     sequence_length: int = Field(ge=1, description="characters")

@@ -14,7 +14,7 @@ from trainer.engine.estimate import (
     seconds_of,
     states,
 )
-from trainer.engine.flops import character_step_flops
+from trainer.engine.flops import character_attention_flops, character_step_flops
 from trainer.engine.monitor import duration
 from trainer.engine.phases import Phases
 from trainer.model.charlm import CharacterConfig, CharacterModel
@@ -29,6 +29,7 @@ def character_parameters(config: CharacterConfig) -> int:
 def character_layer_bytes(config: CharacterConfig, precision: str, on_gpu: bool) -> int:
     """Bytes a character that one layer keeps for its backward pass.
 
+    Of a sequence alone; the angles that turn query and key, of several together, are counted with it.
     The layer's input and, as the products read it, its LayerNorm's output; the projections, of which the values are a
     view, query and key turned, the attention's output and logsumexp, all in float32; that output laid out by character,
     a dropout mask; input and output of the second LayerNorm; the GELU's input, a dropout mask, what it leaves; the last
@@ -38,7 +39,8 @@ def character_layer_bytes(config: CharacterConfig, precision: str, on_gpu: bool)
     operand = 2 if precision == "bf16" else 4
     mask = (1 if on_gpu else operand) if config.dropout else 0
     norms = 2 * (4 * width + 8 + operand * width)
-    attention = 4 * (3 + 2 + 1) * width + 4 * heads + operand * width + mask * width
+    angles = 2 * 8 * (width // heads // 2)  # as complex numbers, for query and key
+    attention = 4 * (3 + 2 + 1) * width + angles + 4 * heads + operand * width + mask * width
     feed_forward = 2 * operand * inner + mask * inner + mask * width
     return norms + attention + feed_forward
 
@@ -141,7 +143,9 @@ def _seconds(
     """A step's estimated time."""
     micro_batches = phase.batch_size // phase.micro_batch_size
     sequences = -(-micro_batches // world_size) * phase.micro_batch_size
-    flops = character_step_flops(config, phase.lookback, phase.sequence_length, sequences)
-    if training.activation_checkpointing:
-        flops += flops // 3
-    return seconds_of(flops, training.precision, gpu)
+    shape = (config, phase.lookback, phase.sequence_length, sequences)
+    again = 4 / 3 if training.activation_checkpointing else 1
+    attention = character_attention_flops(*shape)
+    others = seconds_of(again * (character_step_flops(*shape) - attention), training.precision, gpu)
+    in_fp32 = seconds_of(again * attention, "fp32", gpu)
+    return None if others is None or in_fp32 is None else others + in_fp32

@@ -12,7 +12,7 @@ import reprlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -434,11 +434,18 @@ def describe(section: type[BaseModel], prefix: str = "") -> str:
     # What must be given comes first, sections with keys of their own last.
     fields = sorted(
         section.model_fields.items(),
-        key=lambda item: (as_section(item[1].annotation) is not None, not item[1].is_required()),
+        key=lambda item: (
+            as_section(item[1].annotation) is not None or get_origin(item[1].annotation) is tuple,
+            not item[1].is_required(),
+        ),
     )
     for name, field in fields:
         inner = as_section(field.annotation)
         key = prefix + name
+        entries = [as_section(kind) for kind in get_args(field.annotation)]
+        if get_origin(field.annotation) is tuple and entries[0]:
+            lines += [f"\n{key}: {(entries[0].__doc__ or '').strip()}", describe(entries[0], f"{key}.0.")]
+            continue
         if inner:
             lines += [f"\n{key}: {(inner.__doc__ or '').strip()}", describe(inner, f"{key}.")]
             continue

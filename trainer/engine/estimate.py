@@ -182,7 +182,7 @@ def step_seconds(
     return seconds_of(model + again, training.precision, gpu)
 
 
-def seconds_of(flops: int, precision: str, gpu: str | None) -> float | None:
+def seconds_of(flops: float, precision: str, gpu: str | None) -> float | None:
     """How long a process takes for so many FLOPs of products; None on a GPU whose peak is not known."""
     if gpu is None:
         return flops / (product_rate() * OF_PRODUCTS)

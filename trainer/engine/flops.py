@@ -47,13 +47,19 @@ def character_step_flops(
     width = config.hidden_size
     layer = 4 * width**2 + 2 * width * config.intermediate_size
     weights = characters * (config.num_hidden_layers * layer + width * config.vocab_size)
+    return 6 * sequences * weights + character_attention_flops(config, lookback, characters, sequences)
+
+
+def character_attention_flops(
+    config: CharacterConfig, lookback: Sequence[int], characters: int, sequences: int = 1
+) -> int:
+    """Of those the attention's: the ones of pairs, which are in fp32 whatever the precision."""
     pairs = sum(
         causal_pairs(characters, back, step)
         for number, back in enumerate(lookback)
         for step in config.steps_of_heads(number)
     )
-    dimensions = width // config.num_attention_heads
-    return 2 * sequences * (3 * weights + 6 * dimensions * pairs)
+    return 12 * sequences * (config.hidden_size // config.num_attention_heads) * pairs
 
 
 def causal_pairs(characters: int, lookback: int, step: int) -> int:
