@@ -90,7 +90,8 @@ def generate(options: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     cache = WindowCache(loaded.model.to(device), loaded.lookback)
-    logits = cache.append(torch.from_numpy(prompt.astype(np.int64))[None])
+    seen = prompt[-(cache.reach + 1) :]  # before it is made eight times as large
+    logits = cache.append(torch.from_numpy(seen.astype(np.int64))[None])
     if not bool(logits.isfinite().all()):
         raise InputError(
             f"{options.model}: found logits that are not finite, expected a model that can be used"
@@ -191,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="P",
-        help="of the likeliest, to a share of P (default 1: all)",
+        help="of the fewest that make up a share of P (default 1: all)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the choices (default 0)")
     parser.add_argument(
