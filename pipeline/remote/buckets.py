@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import BuildError, InputError
 from pipeline.remote.ranged import RangedFile
-from pipeline.storage.connection import connect, errors_named
+from pipeline.storage.connection import connect, errors_named, repeated
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -59,7 +59,7 @@ def _as_inputs(path: str, files: Iterator[BucketFile]) -> Iterator[BucketFile]:
 
 
 class BucketStream(RangedFile):
-    """A stream of one version of an object. `obstore` makes requests again that fail for a passing reason."""
+    """A stream of one version of an object."""
 
     def __init__(self, uri: str, size: int, version: str) -> None:
         super().__init__(size)
@@ -74,13 +74,14 @@ class BucketStream(RangedFile):
         options: Any = {"range": (position, position + count)}
         if self._version:
             options["if_match"] = self._version
+        store = connect(self._scheme, self._bucket)
+
+        def get() -> tuple[int, bytes]:
+            answer = obstore.get(store, self._key, options=options)
+            return answer.meta["size"], bytes(answer.bytes())
+
         try:
-            with errors_named(self._uri):
-                answer = obstore.get(connect(self._scheme, self._bucket), self._key, options=options)
-                size = answer.meta["size"]
-                if size != self._size:
-                    raise self._changed(f"it had {self._size:,} bytes and has {size:,}")
-                content = bytes(answer.bytes())
+            size, content = repeated(self._uri, get)
         except PreconditionError as error:
             raise self._changed(f"its version is not {self._version} any more") from error
         except FileNotFoundError as error:
@@ -89,6 +90,8 @@ class BucketStream(RangedFile):
             raise
         except BuildError as error:
             raise InputError(str(error)) from error
+        if size != self._size:
+            raise self._changed(f"it had {self._size:,} bytes and has {size:,}")
         if not content:
             raise InputError(f"{self._uri}: ended at byte {position:,} of {self._size:,}")
         return content

@@ -9,11 +9,12 @@ variables, profiles, single sign-on, roles of instances, containers and pods, se
 import errno
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import BuildError
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:  # an extra brings it, and who has no object store needs none
 
 PATIENCE = 120
 """Seconds for which a request that fails for a passing reason is made again, with growing pauses."""
+REQUEST = 60
+"""Seconds that one request may take before it counts as lost: a part of 8 MiB at 140 kB/s. Far fewer than the patience,
+of which one answer that never comes may not eat the whole."""
 
 EXTRAS = {"s3": "s3", "gs": "gcs"}
 """The extra of this package that brings what a scheme needs."""
@@ -29,6 +33,8 @@ EXTRAS = {"s3": "s3", "gs": "gcs"}
 _GCS_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 # botocore keeps temporary credentials valid for ten minutes after it hands them out, not for obstore's half an hour.
 _CREDENTIALS_LIFE = timedelta(minutes=5)
+
+Answer = TypeVar("Answer")
 
 
 @lru_cache(maxsize=64)
@@ -113,11 +119,43 @@ def _transport(endpoint: str, patience: float) -> Any:
     return {
         "client_options": {
             "allow_http": endpoint.startswith("http://"),
-            "timeout": timedelta(seconds=patience),
-            "connect_timeout": timedelta(seconds=min(10.0, patience)),
+            "timeout": timedelta(seconds=min(REQUEST, patience / 2)),
+            "connect_timeout": timedelta(seconds=min(10.0, patience / 2)),
         },
         "retry_config": {"max_retries": 10, "retry_timeout": timedelta(seconds=patience)},
     }
+
+
+def repeated(where: str, request: Callable[[], Answer], patience: float | None = None) -> Answer:
+    """What `request` returns; it is made again while it fails for a passing reason, within the patience. Errors as of
+    `errors_named`.
+
+    obstore repeats lost reads, and for a few seconds what was refused or answered with 5xx. It does not repeat a
+    conditional write or a removal whose answer was lost, since that may have been done. So `request` must be one that
+    may be made twice, and whoever calls this must take a failed condition for what it may be: the first's success.
+    """
+    from obstore.exceptions import GenericError
+
+    end = time.monotonic() + (PATIENCE if patience is None else patience)
+    pause = 0.1
+    while True:
+        with errors_named(where):
+            try:
+                return request()
+            except GenericError as error:
+                if not _passing(error) or time.monotonic() + pause > end:
+                    raise
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
+
+
+def _passing(error: Exception) -> bool:
+    """Whether the store was busy or its answer was lost: in object_store's words, which has no class for it. One that
+    did not even connect at any of its own retries cannot be reached."""
+    message = first_line(error)
+    if re.search(r"status code: (5\d\d|429)", message):
+        return True
+    return "HTTP error: " in message and not re.search(r", after (\d+) retries, max_retries: \1,", message)
 
 
 @contextmanager

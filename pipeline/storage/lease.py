@@ -25,7 +25,7 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from pipeline.errors import BuildError
 from pipeline.progress import say
-from pipeline.storage.connection import connect, errors_named
+from pipeline.storage.connection import connect, repeated
 
 PERIOD = 30.0
 """Seconds after which a lease that nobody renews may be taken over."""
@@ -152,16 +152,22 @@ class Lease:
         self._count += 1  # each version must have an ETag of its own
         content = {"holder": _holder(), "token": self._token, "renewal": self._count, "period": PERIOD}
         store = connect(*self._place)
-        with errors_named(self._where):
-            result: Any = obstore.put(store, self._key, json.dumps(content).encode(), mode=mode)
-        return _condition(result)
+        data = json.dumps(content).encode()
+        # Made again where its answer was lost; if it was done, the condition fails, and a look tells whose it is.
+        return _condition(
+            repeated(self._where, lambda: obstore.put(store, self._key, data, mode=mode), _PATIENCE)
+        )
 
     def _look(self) -> _Seen | None:
         store = connect(*self._place)
+
+        def get() -> tuple[Any, bytes]:
+            answer = obstore.get(store, self._key)
+            return answer, bytes(answer.bytes())
+
         try:
-            with errors_named(self._where):
-                answer = obstore.get(store, self._key)
-                content = json.loads(bytes(answer.bytes()))
+            answer, data = repeated(self._where, get, _PATIENCE)
+            content = json.loads(data)
         except FileNotFoundError:
             return None
         except ValueError:
@@ -175,11 +181,14 @@ class Lease:
 
     def _delete(self) -> None:
         store = connect(*self._place)
-        try:
-            with errors_named(self._where):
+
+        def remove() -> None:
+            # Looked at each time: what lies there after a removal whose answer was lost may be another build's.
+            if self._token.encode() in bytes(obstore.get(store, self._key).bytes()):
                 obstore.delete(store, self._key)
-        except FileNotFoundError:
-            pass
+
+        with suppress(FileNotFoundError):
+            repeated(self._where, remove, _PATIENCE)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -22,7 +22,7 @@ from obstore.store import GCSStore, S3Store
 from pipeline.errors import BuildError
 from pipeline.shards import WrittenFile
 from pipeline.storage.cache import DamagedObject, cached
-from pipeline.storage.connection import connect, errors_named
+from pipeline.storage.connection import connect, repeated
 from pipeline.storage.interface import LOCK, Lock, Storage, Writer, changed, checked_name
 from pipeline.storage.lease import leased
 
@@ -82,10 +82,12 @@ class ObjectStorage(Storage):
 
     def read(self, name: str) -> bytes:
         key, store = self._key(name), self._store
-        with errors_named(self.where(name)):
+
+        def get() -> tuple[bytes, str | None]:
             answer = obstore.get(store, key)
-            content = bytes(answer.bytes())
-        expected = answer.attributes.get(_SHA256)
+            return bytes(answer.bytes()), answer.attributes.get(_SHA256)
+
+        content, expected = repeated(self.where(name), get)
         if expected and (found := hashlib.sha256(content).hexdigest()) != expected:
             raise changed(self.where(name), found, expected)
         return content
@@ -93,20 +95,21 @@ class ObjectStorage(Storage):
     def list(self, folder: str) -> list[str]:
         prefix = self._key(folder) if folder else self.prefix
         store = self._store
-        with errors_named(f"{self.uri}/{folder}"):
-            found = obstore.list_with_delimiter(store, prefix or None)["objects"]
+        where = f"{self.uri}/{folder}"
+        found = repeated(where, lambda: obstore.list_with_delimiter(store, prefix or None)["objects"])
         names = (meta["path"].rsplit("/", 1)[-1] for meta in found)
         return sorted(f"{folder}/{name}" if folder else name for name in names if name != LOCK)
 
     def is_empty(self) -> bool:
-        return not any(path.rsplit("/", 1)[-1] != LOCK for paths in self._below(100) for path in paths)
+        def look() -> bool:
+            return not any(path.rsplit("/", 1)[-1] != LOCK for paths in self._below(100) for path in paths)
+
+        return repeated(self.uri, look)
 
     def _below(self, page: int) -> Iterator[Sequence[str]]:
         """The keys of everything in this storage, at any depth."""
-        store = self._store
-        with errors_named(self.uri):
-            for metas in obstore.list(store, self.prefix or None, chunk_size=page):
-                yield [meta["path"] for meta in metas]
+        for metas in obstore.list(self._store, self.prefix or None, chunk_size=page):
+            yield [meta["path"] for meta in metas]
 
     def publish(self, name: str, content: bytes | pa.Buffer) -> WrittenFile:
         """Writes an object, whole or not at all.
@@ -122,8 +125,8 @@ class ObjectStorage(Storage):
             self._put(name, bytes(view), written)
         else:
             size = _part_size(len(view))
-            parts = (bytes(view[start : start + size]) for start in range(0, len(view), size))
-            self._put_parts(name, parts, written)
+            starts = range(0, len(view), size)
+            self._put_parts(name, lambda: (bytes(view[start : start + size]) for start in starts), written)
         return written
 
     @contextmanager
@@ -135,50 +138,63 @@ class ObjectStorage(Storage):
             writer = Writer(cast(BinaryIO, spool), f"{tempfile.gettempdir()}, before its upload to {where}")
             yield writer
             written = writer.so_far
-            spool.seek(0)
+
+            def parts() -> Iterator[bytes]:
+                spool.seek(0)
+                return iter(lambda: spool.read(_part_size(written.bytes)), b"")
+
             if written.bytes <= SINGLE:
-                self._put(name, spool.read(), written)
+                self._put(name, b"".join(parts()), written)
             else:
-                size = _part_size(written.bytes)
-                self._put_parts(name, iter(lambda: spool.read(size), b""), written)
+                self._put_parts(name, parts, written)
         writer.mark_published()
 
     def _put(self, name: str, content: bytes, written: WrittenFile) -> None:
         where, key, store = self.where(name), self._key(name), self._store
         attributes = {_SHA256: written.sha256}
         mode: Any = "create"
+
+        def put() -> None:
+            obstore.put(store, key, content, attributes=attributes, mode=mode, use_multipart=False)
+
         for _ in range(_ATTEMPTS):
             try:
-                with errors_named(where):
-                    obstore.put(store, key, content, attributes=attributes, mode=mode, use_multipart=False)
+                repeated(where, put)
                 return
             except (AlreadyExistsError, PreconditionError, FileNotFoundError):
-                there = self._version(name)  # somebody wrote or removed it since it was looked at
+                # Somebody wrote or removed it since it was looked at; or this did, and the answer was lost.
+                there = self._version(name)
                 if there and there.sha256 == written.sha256 and there.size == written.bytes:
                     return
                 mode = there.condition if there else "create"
         raise BuildError(f"{where}: somebody else is writing other content here; is a second build running?")
 
-    def _put_parts(self, name: str, parts: Iterable[bytes], written: WrittenFile) -> None:
-        store = self._store
-        if self.holds(name, written.bytes, written.sha256):
-            return
-        with errors_named(self.where(name)):
+    def _put_parts(self, name: str, parts: Callable[[], Iterable[bytes]], written: WrittenFile) -> None:
+        key, store = self._key(name), self._store
+
+        def put() -> None:
             obstore.put(
                 store,
-                self._key(name),
-                parts,
+                key,
+                parts(),
                 attributes={_SHA256: written.sha256},
                 use_multipart=True,
                 chunk_size=_part_size(written.bytes),
                 max_concurrency=UPLOADS,
             )
 
+        if self.holds(name, written.bytes, written.sha256):
+            return
+        try:
+            repeated(self.where(name), put)
+        except FileNotFoundError:  # there is no such upload any more: it ended, and the answer was lost
+            if not self.holds(name, written.bytes, written.sha256):
+                raise
+
     def _version(self, name: str) -> _Version | None:
         key, store = self._key(name), self._store
         try:
-            with errors_named(self.where(name)):
-                answer = obstore.get(store, key, options={"head": True})
+            answer = repeated(self.where(name), lambda: obstore.get(store, key, options={"head": True}))
         except FileNotFoundError:
             return None
         meta = answer.meta
@@ -237,16 +253,11 @@ class ObjectStorage(Storage):
                 raise changed(self.where(name), error.found, sha256, remove_damaged) from None
 
     def _stream(self, name: str) -> Iterator[bytes]:
-        """All of an object. BuildError where it ends early."""
-        store, where = self._store, self.where(name)
-        received = 0
-        with errors_named(where):
-            answer = obstore.get(store, self._key(name))
-            for chunk in answer.stream(min_chunk_size=STREAMED):
-                received += len(chunk)
-                yield bytes(chunk)
-        if received != answer.meta["size"]:
-            raise BuildError(f"{where}: ended after {received:,} of {answer.meta['size']:,} bytes")
+        """All of an object, by ranges: one request for it all would be cut off after the patience, however it went.
+        BuildError where it ends early."""
+        file = ObjectFile(self, name, self._existing(name))
+        while chunk := file.read(STREAMED):
+            yield chunk
 
     def holds(self, name: str, size: int, sha256: str) -> bool:
         # An object that was copied here by other tools may have lost its metadata. Readers verify its content.
@@ -258,11 +269,8 @@ class ObjectStorage(Storage):
 
     def _remove(self, keys: str | Sequence[str]) -> None:
         store = self._store
-        try:
-            with errors_named(self.uri):
-                obstore.delete(store, keys)
-        except FileNotFoundError:  # only some stores say so
-            pass
+        with suppress(FileNotFoundError):  # only some stores say so
+            repeated(self.uri, lambda: obstore.delete(store, keys))
 
     def remove_leftovers(self) -> None:
         """Nothing to do: parts of uploads that were killed are no objects. The bucket's lifecycle rule removes them
@@ -273,8 +281,12 @@ class ObjectStorage(Storage):
         if not self.prefix:
             raise BuildError(f"{self.uri}: a whole bucket will not be removed; expected a folder in it")
         lock = self._key(LOCK)
+
+        def some() -> list[str]:
+            return next(([key for key in page if key != lock] for page in self._below(1000)), [])
+
         # Listed again until nothing is left, since removing while listing may pass over pages.
-        while keys := next(([key for key in page if key != lock] for page in self._below(1000)), []):
+        while keys := repeated(self.uri, some):
             for key in keys if self.scheme == "gs" else ():
                 self._remove(key)  # one by one, so that one that is gone already stops nothing
             if self.scheme == "s3":
@@ -339,8 +351,9 @@ class ObjectFile(io.RawIOBase):
         store = storage._store
         options: Any = {"range": (start, end), "if_match": self._version.etag}
         try:
-            with errors_named(where):
-                content = bytes(obstore.get(store, storage._key(self._name), options=options).bytes())
+            content = repeated(
+                where, lambda: bytes(obstore.get(store, storage._key(self._name), options=options).bytes())
+            )
         except PreconditionError as error:
             raise BuildError(f"{where}: was replaced while it was being read") from error
         if len(content) != end - start:

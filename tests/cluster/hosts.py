@@ -162,8 +162,11 @@ class Hosts:
             # The attention's kernel, compiled, which would take each of them a minute.
             shutil.copytree(cache.folder(), host.home / ".cache" / "longspan", dirs_exist_ok=True)
         self.you.start()
+        # With an address of its own. It would take that of one of its ports, and another's when that host is killed,
+        # without a word to the rest: whatever they sent to `you` was lost for half a minute.
         self._outside(
-            f"ip link add br0 type bridge; ip addr add {self.you.address}/24 dev br0; ip link set br0 up"
+            "ip link add br0 address 02:00:00:00:00:01 type bridge; "
+            f"ip addr add {self.you.address}/24 dev br0; ip link set br0 up"
         )
         for name in self.named:
             self.switch_on(name)

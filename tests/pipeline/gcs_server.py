@@ -4,15 +4,20 @@ No emulator on the package index speaks that interface with its preconditions. T
 of it: generations, x-goog-if-generation-match, ranges, lists of version 2, multipart uploads. It shows that our side
 of the conversation is right, and nothing about Google's.
 
-    python -m tests.pipeline.gcs_server PORT [unconditional] [failing]
+    python -m tests.pipeline.gcs_server PORT [unconditional] [failing] [hanging] [deaf] [silent]
 
-An `unconditional` one ignores preconditions, a `failing` one answers every third request with 503.
+An `unconditional` one ignores preconditions, a `failing` one answers every third request with 503. A `hanging` one
+does not answer the first request that writes or removes an object, nor does a `deaf` one, which does not do it either;
+the second is answered. A `silent` one answers none of them.
 """
 
 import hashlib
+import io
 import itertools
+import re
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
@@ -27,6 +32,8 @@ objects: dict[str, tuple[int, bytes, dict[str, str]]] = {}
 uploads: dict[str, tuple[dict[str, str], dict[int, bytes]]] = {}
 generations = itertools.count(1_700_000_000_000_000)
 requests = itertools.count()
+hung: set[tuple[str, str]] = set()
+"""Method and path of the requests that were left without an answer."""
 lock = threading.Lock()
 options = frozenset(sys.argv[2:])
 
@@ -47,7 +54,21 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(503, b"<Error><Code>ServiceUnavailable</Code></Error>")
             self.wfile.flush()
             return False
+        if options & {"hanging", "deaf", "silent"} and self.command in ("PUT", "DELETE", "POST"):
+            self._hang()
         return True
+
+    def _hang(self) -> None:
+        """The first time, for as long as anybody waits."""
+        request = self.command, re.sub("uploadId=[^&]*", "", self.path)
+        with lock:
+            if request in hung and "silent" not in options:
+                return
+            hung.add(request)
+        if "hanging" in options:
+            self.wfile = io.BytesIO()
+            getattr(self, f"do_{self.command}")()
+        time.sleep(3600)
 
     def _parse(self) -> tuple[str, str, dict[str, str]]:
         parts = urlsplit(self.path)
@@ -104,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
                 f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>"
             )
             return self._answer(200, text.encode())
+        if query["uploadId"] not in uploads:
+            return self._answer(404, b"<Error><Code>NoSuchUpload</Code></Error>")
         metadata, parts = uploads.pop(query["uploadId"])
         numbers = [
             int(node.text or 0)

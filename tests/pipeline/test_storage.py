@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import BuildError
-from pipeline.storage import LocalStorage, Storage, cache, lease, objects, open_storage
+from pipeline.storage import LocalStorage, Storage, cache, connection, lease, objects, open_storage
 from pipeline.storage.objects import ObjectStorage
 from tests.pipeline.object_store import STORES, ObjectStore, Servers, object_stores, serve, use
 
@@ -442,6 +443,58 @@ def test_passing_failures_are_overcome(tmp_path: Path, monkeypatch: pytest.Monke
         assert _everything(storage) == []
 
 
+@pytest.mark.parametrize("how", ["hanging", "deaf"])
+def test_writes_without_an_answer_are_made_again(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that leaves the first request to write or remove each object unanswered, done or not. A build failed
+    where a switch lost one packet: obstore does not repeat conditional writes whose answer is lost."""
+    monkeypatch.setattr(connection, "REQUEST", 0.5)
+    monkeypatch.setattr(objects, "SINGLE", 1 << 20)
+    with serve("gcs", tmp_path, how) as store:
+        use(store, monkeypatch)
+        storage = open_storage(f"{store.uri}/x")
+        with storage.locked() as lock:
+            for content in (b"first", b"second", random.Random(0).randbytes(9 << 20)):
+                written = storage.publish("x", content)
+                assert storage.holds("x", len(content), written.sha256)
+                storage.verify("x", written.sha256)
+            lock.check()
+            storage.remove("x")
+            storage.publish("y", b"1")
+            storage.destroy()
+        assert _everything(storage) == []
+
+
+def test_a_store_that_answers_no_write_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REQUEST", 0.2)
+    monkeypatch.setattr(connection, "PATIENCE", 1.0)
+    with serve("gcs", tmp_path, "silent") as store:
+        use(store, monkeypatch)
+        storage = open_storage(f"{store.uri}/x")
+        with pytest.raises(BuildError, match=r"x/y: .*error sending request"):
+            storage.publish("y", b"1")
+        assert _everything(storage) == []
+
+
+def test_an_object_may_take_longer_to_read_than_a_request(
+    object_stores: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read by one request, which was cut off at its end of time, although bytes came all the while."""
+    store = object_stores.get("gcs")
+    use(store, monkeypatch)
+    monkeypatch.setattr(connection.connect.__wrapped__, "__defaults__", (2.0,))
+    storage = open_storage(f"{store.uri}/{tmp_path.name}")
+    assert isinstance(storage, ObjectStorage)
+    monkeypatch.setattr(objects, "STREAMED", 4 << 20)
+    written = storage.publish("x", random.Random(0).randbytes(31 << 20))
+    digest = hashlib.sha256()
+    for chunk in storage._stream("x"):
+        digest.update(chunk)
+        time.sleep(0.4)
+    assert digest.hexdigest() == written.sha256
+
+
 def test_a_kill_in_the_middle_of_a_write_leaves_nothing_under_the_name(storage: Storage) -> None:
     program = """
 import time
@@ -456,7 +509,7 @@ if sys.argv[2] == "local":
         for part in parts():
             writer.write(part)
 else:
-    storage._put_parts("x", parts(), WrittenFile(64 << 20, "0" * 64))
+    storage._put_parts("x", parts, WrittenFile(64 << 20, "0" * 64))
 """
     with process(program, storage.uri, "local" if isinstance(storage, LocalStorage) else "remote") as writer:
         assert says(writer) == "in the middle"
@@ -689,8 +742,6 @@ def test_what_names_and_passwords_find_there(
 
 
 def test_a_store_that_is_not_reached_is_named(remote: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.storage import connection
-
     name = "STORAGE_EMULATOR_HOST" if remote.scheme == "gs" else "AWS_ENDPOINT_URL"
     monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
