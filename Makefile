@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 KILLS  ?= 20
+TABLE  ?= table5
 # One thread a process: on CPU the ranks of a launch share the cores, and two threads a rank run far slower than one.
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -14,6 +15,7 @@ help:
 	@echo "make test    every check and test (needs nothing installed before)"
 	@echo "make drills  the tests that kill things, $(KILLS) times each (KILLS=n)"
 	@echo "make reproduce  the paper's table 5 at a small scale, five seeds; resumable (REPRODUCE='--seeds 3', ...)"
+	@echo "                TABLE=table4: the character model's windows and dilation instead"
 	@echo "make bench   the benchmarks beside their peers"
 	@echo "make lint    ruff and mypy;  make format: ruff's formatter"
 	@echo "make constraints  the exact versions that a cluster's machines install, from this environment"
@@ -51,7 +53,7 @@ bench: $(VENV)/.installed
 	$(RUN) -m trainer.benchmark
 
 reproduce: $(VENV)/.installed
-	$(RUN) -m reproduce.table5 $(REPRODUCE)
+	$(RUN) -m reproduce.$(TABLE) $(REPRODUCE)
 
 # What a cluster's machines install: the versions of this environment, tested before.
 constraints: $(VENV)/.installed
@@ -63,4 +65,4 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_output reproduce_output
+	rm -rf $(VENV) build dist *.egg-info demo_output reproduce_output table4_output

@@ -31,10 +31,14 @@ TOKENIZER_TEXT = 20_000_000
 """Characters that the tokenizer learns from: more would not change a few dozen merges."""
 
 
+def data_folder() -> Path:
+    """Where real texts lie, if they do; $LONGSPAN_DATA, which configurations name, is set to it."""
+    return Path(os.environ.setdefault(DATA, str(ROOT.parent / "shared" / "data")))
+
+
 def choose_text() -> Path:
     """The configuration whose text is used where the user names none: real text where it lies on this machine."""
-    data = Path(os.environ.setdefault(DATA, str(ROOT.parent / "shared" / "data")))
-    return REAL_TEXT if (data / "books").is_dir() else DOCUMENTATION
+    return REAL_TEXT if (data_folder() / "books").is_dir() else DOCUMENTATION
 
 
 def corpus_settings(text: Path, recipe: Recipe, tokenizer: Path) -> dict[str, Any]:

@@ -3,49 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attention.figure import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE
-from reproduce.steps import Reproduction, read_metrics
+from reproduce.curves import Curve, curve, draw_band
+from reproduce.steps import Reproduction
+from reproduce.trainings import read_metrics
 
 COLOURS = {"roberta": BLACK, "many": BLUE, "few": GREEN, "positions": ORANGE, "longer": GREY}
-Curve = Sequence[tuple[int, float]]
-
-
-def curve(rows: Sequence[Mapping[str, float]]) -> list[tuple[int, float]]:
-    """(step, BPC) of a run: on the validation split where the run looked at it, else of its training batches."""
-    key = "validation_bpc" if any("validation_bpc" in row for row in rows) else "bpc"
-    return [(int(row["step"]), row[key]) for row in rows if not math.isnan(row.get(key, math.nan))]
-
-
-def band(curves: Sequence[Curve]) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Steps that all curves have, with the least, the mean and the greatest value there."""
-    by_step = [dict(one) for one in curves]
-    steps = sorted(set.intersection(*(set(one) for one in by_step))) if by_step else []
-    values = [[one[step] for one in by_step] for step in steps]
-    return (
-        steps,
-        [min(v) for v in values],
-        [math.fsum(v) / len(v) for v in values],
-        [max(v) for v in values],
-    )
 
 
 def draw(reproduction: Reproduction, unigram: float) -> Figure:
     """Left RoBERTa's own training, right the continued ones; without pyplot, so that no state is shared."""
     plan, starts = reproduction.plan, reproduction.starts()
 
-    def curves(name: str) -> list[list[tuple[int, float]]]:
+    def curves(name: str) -> list[Curve]:
         return [curve(read_metrics(seed.run(name))) for seed in reproduction.seeds]
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.5), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
-        _draw(left, "roberta", "RoBERTa", curves("roberta"))
+        draw_band(left, curves("roberta"), COLOURS["roberta"], "RoBERTa")
         left.axhline(unigram, color=GREY, linestyle=":", linewidth=1, label="frequencies of tokens alone")
         left.legend(frameon=False, fontsize=8)
         left.set_title(f"RoBERTa, {plan.recipe.roberta_tokens} tokens")
@@ -54,7 +35,7 @@ def draw(reproduction: Reproduction, unigram: float) -> Figure:
         for name in ("positions", "longer", "few", "many"):
             start = [(0, value) for value in starts["roberta"].values()] if name == "longer" else copied
             continued = [[first, *rest] for first, rest in zip(start, curves(name), strict=True)]
-            _draw(right, name, titles[name], continued)
+            draw_band(right, continued, COLOURS[name], titles[name])
         level = list(starts["roberta"].values())
         right.axhline(
             math.fsum(level) / len(level), color=BLACK, linestyle="--", linewidth=1, label=titles["roberta"]
@@ -73,12 +54,6 @@ def draw(reproduction: Reproduction, unigram: float) -> Figure:
             axes.spines[["top", "right"]].set_visible(False)
         right.legend(frameon=False, fontsize=8)
     return figure
-
-
-def _draw(axes: Axes, name: str, label: str, curves: Sequence[Curve]) -> None:
-    steps, low, middle, high = band(curves)
-    axes.fill_between(steps, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
-    axes.plot(steps, middle, color=COLOURS[name], linewidth=1.5, label=label)
 
 
 def _off_the_scale(title: str, values: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""What is trained, on what, for how long: the recipe of a reproduction, and the trainings that follow from it."""
+"""What is trained, on what, for how long: the recipe of table 5, and the trainings that follow from it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from trainer.engine.config import InputError, problems
+from reproduce.command import RecipeSection
+from reproduce.tables import Row
+from reproduce.trainings import Training, merged
 
 DEFAULT = Path(__file__).with_name("recipe.yaml")
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Recipe(Section):
+class Recipe(RecipeSection):
     """Keys of a recipe; recipe.yaml explains them. `roberta` … `effects` hold keys of trainer/pretrain.py."""
 
     vocabulary: Annotated[int, Field(ge=261)]
@@ -39,18 +36,6 @@ class Recipe(Section):
     effects: dict[str, Any]
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe; InputError lists every problem."""
-    try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    except ValidationError as error:
-        raise InputError(f"{path}:\n" + "\n".join(f"  {line}" for line in problems(error))) from error
-
-
 @dataclass(frozen=True)
 class Conversion:
     """A Longformer made from a seed's RoBERTa."""
@@ -58,40 +43,6 @@ class Conversion:
     name: str
     window: int
     copy_positions: bool = True
-
-
-@dataclass(frozen=True)
-class Training:
-    """A run of trainer/pretrain.py: `start` names the conversion or training it continues, "" a new model."""
-
-    name: str
-    start: str
-    keys: Mapping[str, Any]
-
-    @property
-    def tokens(self) -> int:
-        return int(self.keys["steps"] * self.keys["batch_size"] * self.keys["sequence_length"])
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: which model it is, by the name of a conversion or training; the paper's BPC, if it has one."""
-
-    name: str
-    title: str
-    paper: float | None = None
-
-
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers win; sections are merged key by key."""
-    out: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            inner = out.get(key)
-            if isinstance(inner, Mapping) and isinstance(value, Mapping):
-                value = merged(inner, value)
-            out[key] = value
-    return out
 
 
 class Plan:

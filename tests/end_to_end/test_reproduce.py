@@ -1,4 +1,4 @@
-"""`make reproduce`'s program: its statistics, and the whole of it with a handful of updates, killed and resumed."""
+"""Table 5: the statistics of reproductions, and the whole of it with a handful of updates, killed and resumed."""
 
 import json
 import math
@@ -14,11 +14,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reproduce.command import load_recipe
 from reproduce.intervals import T_975, interval, paired
-from reproduce.recipe import DEFAULT, Plan, load_recipe, merged
-from reproduce.report import steps_of_order
-from reproduce.steps import read_metrics
+from reproduce.recipe import DEFAULT, Plan, Recipe
 from reproduce.table5 import claim
+from reproduce.tables import Step, steps_of_order
+from reproduce.trainings import merged, read_metrics
 from tests.corpora import made_up_documents
 from trainer.engine.config import InputError
 
@@ -62,16 +63,20 @@ def test_a_single_seed_shows_nothing_and_other_seeds_do_not_pair() -> None:
 
 
 def test_the_order_holds_only_where_every_neighbour_is_worse_beyond_the_spread() -> None:
-    plan = Plan(load_recipe(DEFAULT))
+    plan = Plan(load_recipe(DEFAULT, Recipe))
     found = {
         name: {0: number + 0.0, 1: number + 0.1, 2: number + 0.2} for number, name in enumerate(plan.order)
     }
-    assert all(step.holds for step in steps_of_order(plan, found))
+
+    def order() -> list[Step]:
+        return steps_of_order(plan.rows, plan.order, found)
+
+    assert all(step.holds for step in order())
     found["few"] = {0: 0.0, 1: 0.2, 2: 0.1}  # no longer beyond the spread of its difference to `many`
-    assert [step.holds for step in steps_of_order(plan, found)] == [False, True, True, True, True]
+    assert [step.holds for step in order()] == [False, True, True, True, True]
     found["few"] = {0: -9.0, 1: -9.1, 2: -9.2}  # better than what the paper has before it
-    assert [step.holds for step in steps_of_order(plan, found)] == [False, True, True, True, True]
-    assert sum(step.paper for step in steps_of_order(plan, found)) == pytest.approx(10.299 - 1.705)
+    assert [step.holds for step in order()] == [False, True, True, True, True]
+    assert sum(step.paper for step in order()) == pytest.approx(10.299 - 1.705)
 
 
 def test_sections_merge_key_by_key() -> None:
@@ -88,13 +93,13 @@ def test_a_recipe_names_all_that_is_wrong_with_it(tmp_path: Path) -> None:
     given = yaml.safe_load(DEFAULT.read_text())
     path.write_text(yaml.safe_dump(given | {"window": 31, "vocabulary": 20, "windws": 3}))
     with pytest.raises(InputError) as error:
-        load_recipe(path)
+        load_recipe(path, Recipe)
     for key in ("window", "vocabulary", "windws"):
         assert re.search(rf"^  {key}: ", str(error.value), re.MULTILINE)
 
 
 def test_settings_may_be_mended_until_something_is_trained(tmp_path: Path) -> None:
-    text, recipe = tmp_path / "text.yaml", load_recipe(DEFAULT)
+    text, recipe = tmp_path / "text.yaml", load_recipe(DEFAULT, Recipe)
     text.write_text(yaml.safe_dump({"sources": [{"kind": "text", "path": "raw"}]}))
     folder = tmp_path / "output"
     claim(folder, recipe, text).close()
@@ -201,7 +206,7 @@ def test_every_row_is_there_with_its_interval_and_the_paper_s_figure(reproduced:
     rows = re.findall(r"^ *(\S.*?)  +(\d+\.\d{3}) ± \d+\.\d{3} {1,14}(\d+\.\d{3})  +\d", table, re.MULTILINE)
     assert [float(paper) for _, _, paper in rows] == [1.846, 10.299, 1.957, 1.753, 1.705, 1.850]
     found = json.loads((folder / "output" / "table5.json").read_text())
-    plan = Plan(load_recipe(folder / "recipe.yaml"))
+    plan = Plan(load_recipe(folder / "recipe.yaml", Recipe))
     assert set(found["bpc"]) == set(plan.evaluated())
     for (_, mean, _), row in zip(rows, plan.rows, strict=True):
         assert float(mean) == pytest.approx(np.mean(list(found["bpc"][row.name].values())), abs=6e-4)
@@ -220,7 +225,7 @@ def test_every_row_is_there_with_its_interval_and_the_paper_s_figure(reproduced:
 
 def test_a_killed_training_went_on_and_every_training_ran_to_its_end(reproduced: tuple[Path, str]) -> None:
     folder, _ = reproduced
-    plan = Plan(load_recipe(folder / "recipe.yaml"))
+    plan = Plan(load_recipe(folder / "recipe.yaml", Recipe))
     for seed in ("seed-0", "seed-1"):
         for training in plan.trainings():
             rows = read_metrics(folder / "output" / seed / "runs" / training.name)
