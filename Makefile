@@ -51,6 +51,7 @@ bench: $(VENV)/.installed
 	$(RUN) -m attention.benchmark
 	$(RUN) -m pipeline.benchmark
 	$(RUN) -m trainer.benchmark
+	$(RUN) -m trainer.benchmark.charlm
 
 reproduce: $(VENV)/.installed
 	$(RUN) -m reproduce.$(TABLE) $(REPRODUCE)

@@ -149,6 +149,14 @@ def peak_memory(run: Run, device: torch.device = CPU) -> int | None:
     return _kilobytes("/proc/self/status", "VmHWM") - before
 
 
+def process_peak() -> int | None:
+    """The most bytes of memory that this process has had at once; None where the system does not say."""
+    try:
+        return _kilobytes("/proc/self/status", "VmHWM")
+    except OSError:
+        return None
+
+
 def allocated(run: Run, device: torch.device = CPU) -> int:
     """The most bytes that torch's allocator had given out at once for `run`, what the run returns included.
 
@@ -248,8 +256,8 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def benchmark_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The options that benchmarks share."""
+def benchmark_parser(name: str, description: str, *, window: bool = True) -> argparse.ArgumentParser:
+    """The options that benchmarks share; `window` where one is for all."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {name}",
         description=description,
@@ -259,6 +267,7 @@ def benchmark_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=positive, default=1, help="of torch; 1 measures cpu time (default 1)"
     )
-    parser.add_argument("--window", type=positive, default=512, help="total width (default 512)")
+    if window:
+        parser.add_argument("--window", type=positive, default=512, help="total width (default 512)")
     parser.add_argument("--json", type=writable_path, metavar="FILE", help="write every figure to FILE")
     return parser

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from attention.benchmark.workload import (
 )
 from attention.figure import save
 from pipeline.filters import FILTERS
-from trainer.benchmark import step
+from trainer.benchmark import alone, charlm, charlm_step, step
 from trainer.model.heads import MaskedLanguageModel
 
 BOTH = ("forward", "forward+backward")
@@ -480,10 +481,55 @@ def base_width_model(tokens: int, window: int, vocabulary: int) -> MaskedLanguag
         return MaskedLanguageModel(step.Setting(2, tokens, window, vocabulary, 0).config())
 
 
+def test_character_model(tmp_path: Path) -> None:
+    printed, found = measure_json("trainer.benchmark.charlm", tmp_path, "--quick", "--precision", "bf16")
+    measured = found["step"]["bf16"]
+    check_rows(printed, measured["rows"])
+    assert [row["method"] for row in measured["rows"]] == list(charlm_step.METHODS)
+    assert measured["agree"]
+    losses = {row["method"]: row["losses"][0] for row in measured["rows"]}
+    assert losses[charlm_step.LOCAL] == pytest.approx(losses[charlm_step.OURS], rel=1e-3)
+    assert [row["tokens"] for row in found["memory"]["rows"]] == [128, 256]
+    evaluation = found["evaluation"]
+    assert len(evaluation["seconds"]) == 2
+    assert evaluation["extrapolated"] == pytest.approx(
+        evaluation["median"] * evaluation["windows_of_text"]
+    )  # of a text of 5,000,000 characters by steps of 16, whose first window is of 128
+    assert evaluation["windows_of_text"] == 1 + math.ceil((5_000_000 - 1 - 128) / 16)
+    assert [row["before"] for row in found["generation"]["rows"]] == [100, 200]
+    assert found["generation"]["rows"][0]["cache_bytes"] == found["generation"]["rows"][1]["cache_bytes"] > 0
+    check_targets(printed, found["targets"], [3, 1.5, 2.1, 3, 1.1])
+
+
+def characters(tokens: int, lookback: tuple[int, ...]) -> charlm_step.Setting:
+    return charlm_step.Setting(tokens, lookback, (1,) * len(lookback), width=32, heads=4)
+
+
+@pytest.mark.parametrize("tokens", [16, 63, 130])
+def test_attention_in_the_character_model_s_place_computes_the_same(tokens: int) -> None:
+    apart = charlm_step.logits_apart(characters(tokens, (4, 8, 12)))
+    assert apart[charlm_step.DENSE] > charlm_step.SAME_LOGITS
+    assert all(value < 1e-4 for name, value in apart.items() if name != charlm_step.DENSE)
+
+
+def test_attention_in_its_place_that_looks_further_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = charlm_step.local_attention
+    monkeypatch.setattr(charlm_step, "local_attention", lambda lookback: exact(2 * lookback))
+    with pytest.raises(RuntimeError, match=r"local-attention: logits .* expected at most"):
+        charlm_step.logits_apart(characters(64, (4, 8)))
+
+
+def test_windows_grow_from_end_to_end() -> None:
+    assert charlm.growing(64, 1024, 3) == (64, 256, 1024)
+    assert charlm.growing(16, 256, 12) == (16, 16, 32, 32, 32, 64, 64, 128, 128, 128, 256, 256)
+    assert charlm.dilation_of(3) == (1, 1, 4)
+    assert charlm.dilation_of(12) == charlm.DILATION
+
+
 def test_a_method_has_the_allocator_asked_for_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     before = dict(os.environ)
-    with step.allocator_environment(ALLOCATORS["tuned"]):
+    with alone.allocator_environment(ALLOCATORS["tuned"]):
         meanwhile = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
     assert meanwhile == ALLOCATORS["tuned"]
     assert dict(os.environ) == before

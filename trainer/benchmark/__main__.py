@@ -29,7 +29,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +40,13 @@ from trainer.benchmark.corpus import build_corpus
 from trainer.benchmark.data import APART, measure_data
 from trainer.benchmark.start import measure_start, write_config
 from trainer.benchmark.step import METHODS, OURS, PEER, Setting, measure_steps
+from trainer.benchmark.targets import Target, print_targets
 from trainer.engine.flops import step_flops
 
 SECTIONS = ("step", "data", "start", "checkpoint")
 FASTER = {"default": 4.5, "tuned": 3.0}  # than transformers, by allocator
 GPU_FLOPS, GPU_SHARE = 989e12, 0.5
 """What an H100 multiplies at most in bf16, and the share of it that a very good run reaches."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A figure, and what it is to reach."""
-
-    name: str
-    figure: float
-    target: float
-    at_least: bool = True
-    unit: str = "×"
-
-    @property
-    def reached(self) -> bool:
-        return self.figure >= self.target if self.at_least else self.figure <= self.target
 
 
 # step
@@ -239,26 +224,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "checkpoint" in options.sections:
             keep("checkpoint", measure_checkpoint_section(options, folder))
     print_targets(targets)
-    found["targets"] = [asdict(target) | {"reached": target.reached} for target in targets]
+    found["targets"] = [target.as_dict() for target in targets]
     if options.json:
         with whole(options.json) as beside:
             beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     agree = [section["agree"] for section in found.get("step", {}).get("allocators", {}).values()]
     return 0 if all(agree) else 1
-
-
-def print_targets(targets: Sequence[Target]) -> None:
-    print("\n== targets ==")
-    cells = [
-        [
-            target.name,
-            f"{target.figure:,.2f}{target.unit}",
-            f"{'≥' if target.at_least else '≤'} {target.target:g}{target.unit}",
-            "yes" if target.reached else "no",
-        ]
-        for target in targets
-    ]
-    print_table(["target", "found", "to reach", "reached"], cells)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,11 @@ beside that, as every training on CPU does (`trainer.engine.allocator`).
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LongformerConfig, LongformerForMaskedLM
 
-from attention.benchmark.measure import Measured, clock_of, peak_memory
+from attention.benchmark.measure import Measured, clock_of
 from attention.benchmark.rates import Product, large_product, tile_product
 from trainer.batches.masking import IGNORED, Masking
+from trainer.benchmark.alone import Alone
 from trainer.engine.allocator import keep_freed_memory
 from trainer.engine.flops import recomputed_flops, step_flops
 from trainer.model.folder import config_json, with_global_projections
@@ -113,13 +112,12 @@ METHODS = {
 }
 
 
-# In a method's own process.
-
-
 class Step:
     """One training step at a time; remembers the last loss."""
 
-    def __init__(self, method: Method, setting: Setting) -> None:
+    def __init__(self, name: str, setting: Setting) -> None:
+        method = METHODS[name]
+        method.prepare()
         torch.manual_seed(0)
         config = setting.config()
         self.model = method.model(MaskedLanguageModel(config)).train()
@@ -135,70 +133,6 @@ class Step:
         self.loss = float(loss.detach())
 
 
-_steps: list[Step] = []  # this process's only one
-
-
-def start_method(name: str, setting: Setting, threads: int) -> tuple[list[float], int | None]:
-    """Make the method's step and take it twice, to warm up and for its memory: the losses, and the peak in bytes."""
-    torch.set_num_threads(threads)
-    METHODS[name].prepare()
-    step = Step(METHODS[name], setting)
-    _steps.append(step)
-    step()
-    losses = [step.loss]
-    peak = peak_memory(step)
-    return [*losses, step.loss], peak
-
-
-def take_step(threads: int) -> tuple[float, float]:
-    """Seconds and loss of the process's next step."""
-    [step] = _steps
-    return clock_of(threads)(step), step.loss
-
-
-# In the benchmark's.
-
-
-class Alone:
-    """A process for one method, that stays until `close`."""
-
-    def __init__(self, name: str, setting: Setting, threads: int, environment: dict[str, str]) -> None:
-        self.threads = threads
-        with allocator_environment(environment):
-            spawn = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(1, mp_context=spawn)
-            starting: Future[tuple[list[float], int | None]] = self.pool.submit(
-                start_method, name, setting, threads
-            )
-            self.losses, self.peak_bytes = starting.result()
-
-    def step(self) -> float:
-        seconds, loss = self.pool.submit(take_step, self.threads).result()
-        self.losses.append(loss)
-        return seconds
-
-    def __enter__(self) -> Alone:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown()
-
-
-@contextmanager
-def allocator_environment(wanted: dict[str, str]) -> Iterator[None]:
-    """os.environ with these MALLOC_ variables and no others, for processes started meanwhile."""
-    before = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
-    try:
-        for name in before:
-            del os.environ[name]
-        os.environ.update(wanted)
-        yield
-    finally:
-        for name in wanted:
-            del os.environ[name]
-        os.environ.update(before)
-
-
 def measure_steps(
     setting: Setting, rounds: int, threads: int, environment: dict[str, str], methods: Sequence[str]
 ) -> dict[str, Any]:
@@ -211,7 +145,10 @@ def measure_steps(
     clock = clock_of(threads)
     product_seconds: dict[str, list[float]] = {name: [] for name in products}
     with ExitStack() as stack:
-        alone = {name: stack.enter_context(Alone(name, setting, threads, environment)) for name in methods}
+        alone = {
+            name: stack.enter_context(Alone(partial(Step, name, setting), threads, environment))
+            for name in methods
+        }
         measured = {name: Measured([], process.peak_bytes) for name, process in alone.items()}
         for _ in range(rounds):
             for name, product in products.items():

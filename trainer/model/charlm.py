@@ -137,20 +137,26 @@ class CausalSelfAttention(nn.Module):
         skip: int = 0,
     ) -> Tensor:
         """Of hidden (B, N, D): (B, N - skip, D), without the first `skip` positions, which are keys only."""
-        query, key, value = self.projections(hidden, angles)
+        projections = self.projections(hidden, angles)
         with torch.autocast(hidden.device.type, enabled=False):
-            attended = windowed_attention(
-                query,
-                key,
-                value,
-                2 * lookback,
-                dilation=self.dilation,
-                causal=True,
-                dropout_p=self.dropout_p if self.training else 0.0,
-                dropout_seed=dropout_seed,
-            )
+            attended = self.attend(*projections, lookback, dropout_seed)
         attended = attended[:, :, skip:].transpose(1, 2).flatten(2)
         return self.output(attended.to(hidden.dtype))
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, lookback: int, dropout_seed: Tensor | None
+    ) -> Tensor:
+        """What each query (B, H, N, D) sees of the values."""
+        return windowed_attention(
+            query,
+            key,
+            value,
+            2 * lookback,
+            dilation=self.dilation,
+            causal=True,
+            dropout_p=self.dropout_p if self.training else 0.0,
+            dropout_seed=dropout_seed,
+        )
 
 
 class CharacterLayer(nn.Module):
