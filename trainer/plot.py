@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from attention import figure
 from attention.files import writable_path
@@ -49,7 +49,7 @@ LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 KEYS = ("bpc", "learning_rate", "grad_norm", "tokens_per_second")
 VALIDATION = {"bpc": "validation_bpc", "loss": "validation_loss"}
 NAMES = {
-    "bpc": "bits per masked token",
+    "bpc": "bits per masked token (of a character model: per character)",
     "loss": "loss (nats)",
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
@@ -73,8 +73,21 @@ class Run:
     figures: dict[str, NDArray[np.float64]]
     resumed: tuple[int, ...]
     """Steps of the checkpoints that it went on from."""
-    tokens_per_step: int | None
-    """None where no row says."""
+
+    def places(self, steps: ArrayLike, against: str) -> NDArray[np.float64]:
+        """Where steps lie on the axis: they themselves, or the tokens seen until then, between rows by a line."""
+        if against == "updates":
+            return np.asarray(steps, dtype=np.float64)
+        known, tokens = self.series("tokens")
+        if not len(known):
+            raise InputError(f"--against tokens: {self.name} has no row that says `tokens`")
+        return np.interp(np.asarray(steps, dtype=np.float64), [0, *known], [0, *tokens])
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """The first logged step of each phase but the first, of a run that has several."""
+        steps, phase = self.series("phase")
+        return tuple(int(step) for step in steps[1:][np.diff(phase) > 0])
 
     def series(self, key: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Steps and values of the rows that have this figure."""
@@ -99,9 +112,7 @@ def read_run(folder: Path) -> Run:
     steps = np.array([row["step"] for row in rows], dtype=np.int64)
     starts = _rows(folder / STARTS) if (folder / STARTS).is_file() else []
     resumed = tuple(sorted({int(row["step"]) for row in starts if row["step"] > 0}))
-    told = (row["tokens"] // row["step"] for row in rows if _is_number(row.get("tokens")) and row["step"])
-    per_step = next((int(tokens) for tokens in told if tokens > 0), None)
-    return Run(folder.resolve().name, steps, figures, resumed, per_step)
+    return Run(folder.resolve().name, steps, figures, resumed)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -171,24 +182,24 @@ def _draw_panel(
     drawn: list[NDArray[np.float64]] = []
     for number, run in enumerate(runs):
         colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
-        scale = _scale(run, against)
         steps, values = run.series(key)
+        places = run.places(steps, against)
+        for border in run.places(run.phases, against):
+            axis.axvline(border, color=colour, linewidth=0.8, linestyle=(0, (4, 4)), alpha=0.4, zorder=0)
         mean = running_mean(values, _mean_rows(len(values), smooth))
         strong.append(mean)
         drawn.append(values)
         if not np.array_equal(mean, values):
-            axis.plot(steps * scale, values, color=colour, linewidth=0.7, alpha=0.3)
+            axis.plot(places, values, color=colour, linewidth=0.7, alpha=0.3)
         marker = "o" if len(values) == 1 else ""
         width = 1.6 if large else 1.2
-        axis.plot(
-            steps * scale, mean, color=colour, linestyle=line, linewidth=width, marker=marker, markersize=4
-        )
+        axis.plot(places, mean, color=colour, linestyle=line, linewidth=width, marker=marker, markersize=4)
         steps, values = run.series(VALIDATION.get(key, ""))
         if len(values):
             strong.append(values)
             drawn.append(values)
             axis.plot(
-                steps * scale,
+                run.places(steps, against),
                 values,
                 color=colour,
                 linestyle=(0, (1, 2)),
@@ -201,7 +212,7 @@ def _draw_panel(
             )
         if run.resumed:
             axis.plot(
-                np.array(run.resumed) * scale,
+                run.places(run.resumed, against),
                 np.full(len(run.resumed), 0.012),
                 linestyle="",
                 marker=6,  # a triangle that stands on its point's height
@@ -261,14 +272,6 @@ def _mean_rows(rows: int, smooth: int | None) -> int:
     """How many rows the strong line averages over: an odd number, 1 for a short run."""
     chosen = round(rows * MEAN_ROWS) if smooth is None else smooth
     return max(1, chosen) // 2 * 2 + 1 if chosen > 1 else 1
-
-
-def _scale(run: Run, against: str) -> int:
-    if against == "updates":
-        return 1
-    if run.tokens_per_step is None:
-        raise InputError(f"--against tokens: {run.name} has no row that says `tokens`")
-    return run.tokens_per_step
 
 
 def _short(value: float) -> str:

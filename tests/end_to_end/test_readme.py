@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"id": str(i), "url": "u", "title": "t", "text": text} for i, text in enumerate(texts)]
     lines = write_jsonl(folder / "shared" / "rows.jsonl", rows).read_bytes()
     write_tar(folder / "shared" / "realnews.tar.gz", {"realnews/realnews.jsonl": lines})
+    with zipfile.ZipFile(folder / "enwik8.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("enwik8", "\n".join(texts))
+    (folder / "book.txt").write_text("\n".join(texts[:20]))
     books = {f"books1/{number}.txt": text.encode() for number, text in enumerate(texts[:50])}
     write_tar(folder / "shared" / "books1.tar.gz", books)
     return folder
@@ -123,6 +127,8 @@ def test_every_command_does_what_it_says(stand_ins: Path, cluster: Cluster) -> N
             assert not (folder / "runs").exists()
             if "--dry-run" not in command:
                 run(f"{command} {ONE_UPDATE}", folder, variables)
+        elif "charlm" in command:
+            run_characters(command, folder, variables)
         elif command.startswith("python -m attention."):
             run_attention(command, folder, variables)
         elif command.startswith(("python -m pipeline.", "python -m trainer.")):
@@ -135,6 +141,25 @@ def test_every_command_does_what_it_says(stand_ins: Path, cluster: Cluster) -> N
     assert len(done) == len(COMMANDS) > 12
     assert (folder / "models" / "longformer-base" / "model.safetensors").exists()
     run_snippets(folder)
+
+
+def run_characters(command: str, folder: Path, variables: dict[str, str]) -> None:
+    """The plan over texts of ours, and one update of each phase, of few characters."""
+    command = command.replace("http://mattmahoney.net/dc/enwik8.zip", "enwik8.zip")
+    if "trainer/charlm.py" not in command:
+        out = run(command.replace("--characters 1000", "--characters 50"), folder, variables).stdout
+        assert len(out) > 50 if "generate" in command else 0 < json.loads(out)["bpc"] < 16
+        return
+    if "charlm_small" in command:
+        command += " --text.path enwik8.zip"
+    if "--dry-run" in command:
+        assert "steps     570,000 in 5 phases" in run(command, folder, variables).stdout
+        return
+    config = Path(shlex.split(command)[shlex.split(command).index("--config") + 1])
+    for number in range(len(yaml.safe_load((ROOT / config).read_text())["phases"])):
+        shape = {"steps": 1, "sequence_length": 32, "batch_size": 2, "micro_batch_size": 1, "warmup_steps": 0}
+        command += "".join(f" --phases.{number}.{key} {value}" for key, value in shape.items())
+    run(f"{command} --precision fp32 --evaluation.characters 40", folder, variables)
 
 
 def test_every_command_of_the_attention_page(tmp_path: Path) -> None:

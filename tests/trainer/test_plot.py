@@ -37,7 +37,8 @@ def test_rows_are_read_by_figure(tmp_path: Path) -> None:
     assert run.series("validation_bpc")[0].tolist() == [191, 391, 591]
     assert run.series("nothing")[0].tolist() == []
     assert run.resumed == (200, 400)
-    assert run.tokens_per_step == 1024
+    assert run.places([0, 191], "tokens").tolist() == [0, 191 * 1024]
+    assert run.phases == ()
     assert last_figures(run, "validation_bpc", 1) == (591, 2.0, 1)
 
 
@@ -180,3 +181,14 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, r"$\x{$": 2}) + "\n")
     assert main([str(run)]) == 0
     assert (run / "plot.png").is_file()
+
+
+def test_phases_have_borders_and_tokens_of_their_own(tmp_path: Path) -> None:
+    rows = [{"step": step, "bpc": 2.0, "phase": 1 + (step > 4), "tokens": 10 * step} for step in range(1, 5)]
+    rows += [{"step": step, "bpc": 1.0, "phase": 2, "tokens": 40 + 100 * (step - 4)} for step in (5, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = read_run(tmp_path)
+    assert run.phases == (5,)
+    assert run.places([3, 4, 6], "tokens").tolist() == [30, 40, 240]
+    axis = draw([run], ["bpc"], against="tokens").axes[0]
+    assert any(list(line.get_xdata()) == [140, 140] for line in axis.lines)

@@ -48,6 +48,14 @@ def train_by_command(
     except RuntimeError as error:
         if not processes.is_lost_peer(error):
             raise
+        if "EADDRINUSE" in str(error):
+            port = os.environ.get("MASTER_PORT")
+            print(
+                f"{name}: port {port} is in use here, by another training? Give `deepspeed` another --master_port",
+                file=sys.stderr,
+                flush=True,
+            )
+            return 2
         print(
             f"{name}: rank {rank()} has lost another process, whose own lines say why; the same command resumes",
             file=sys.stderr,
