@@ -514,16 +514,16 @@ def test_attention_in_the_character_model_s_place_computes_the_same(tokens: int)
 
 def test_attention_in_its_place_that_looks_further_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = charlm_step.local_attention
-    monkeypatch.setattr(charlm_step, "local_attention", lambda lookback: exact(2 * lookback))
+    monkeypatch.setattr(charlm_step, "local_attention", lambda lookback, back: exact(2 * lookback, back))
     with pytest.raises(RuntimeError, match=r"local-attention: logits .* expected at most"):
         charlm_step.logits_apart(characters(64, (4, 8)))
 
 
-def test_windows_grow_from_end_to_end() -> None:
-    assert charlm.growing(64, 1024, 3) == (64, 256, 1024)
-    assert charlm.growing(16, 256, 12) == (16, 16, 32, 32, 32, 64, 64, 128, 128, 128, 256, 256)
-    assert charlm.dilation_of(3) == (1, 1, 4)
-    assert charlm.dilation_of(12) == charlm.DILATION
+def test_fewer_layers_are_taken_from_the_bottom_to_the_top() -> None:
+    assert charlm.small_model(3, 3) == ((64, 256, 1024), (1, 1, 4))
+    lookback, dilation = charlm.small_model(5)
+    assert len(lookback) == len(dilation) == charlm.LAYERS
+    assert (lookback[0], lookback[-1]) == (256, 4096)
 
 
 def test_a_method_has_the_allocator_asked_for_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

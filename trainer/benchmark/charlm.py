@@ -1,5 +1,4 @@
-"""Measures the character model: a training step beside other attention in the same model, memory, evaluation,
-generation.
+"""Measures the character model: its step beside other attention in its place, memory, evaluation, generation.
 
     python -m trainer.benchmark.charlm                        # everything: half an hour
     python -m trainer.benchmark.charlm --quick                # everything, at sizes that say nothing about speed
@@ -7,16 +6,15 @@ generation.
 
 step        Forward and backward on one sequence of random characters, at the small model's width, from the same
             weights, without dropout. First the logits of dense attention under the window's mask and of local-attention
-            must be ours; then every round takes one step by each method, each in a process of its own. Windows are
-            those of the paper's third phase, which has this length: a lookback of 64 at the bottom to 1,024 at the top
-            (half of what it calls the window; the ends are its, what lies between are powers of two). fp32, and bf16
-            as in training: bf16 in the products with weights, float32 in attention. The bound is the time of our step's
-            products at the rates reached in the same rounds by torch.mm on large matrices in that precision and, for
-            attention, by oneDNN's brgemm on tiles in cache. Peak memory is the rise of the resident set above the
-            weights.
+            must be ours; then every round takes one step by each method, each in a process of its own. The layers
+            are the bottom one, the top one and some between, with the lookback that charlm_small.yaml has in the
+            paper's third phase, which has this length: 64 to 1,024. fp32, and bf16 as in training: bf16 in the products
+            with weights, float32 in attention. The bound is the time of our step's products at the rates reached in the
+            same rounds by torch.mm on large matrices in that precision and, for attention, by oneDNN's brgemm on tiles
+            in cache. Peak memory is the rise of the resident set above the weights.
 memory      Our step's peak at this length and at twice as many characters, looking as far back.
 evaluation  Windows of the paper's evaluation: 32,256 characters, the last 512 scored, all 12 layers with the lookback
-            (256 to 4,096) and dilation of the last phase. The whole text's time is extrapolated.
+            (256 to 4,096) and the dilation of the last phase. The whole text's time is extrapolated.
 generation  A character after 1,000, 4,000 and 16,000 others, by the cache of the windows and by the whole forward pass:
             all 12 layers with the lookback (16 to 256) and dilation of the first phase.
 """
@@ -31,20 +29,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from math import log2
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from attention.benchmark.measure import benchmark_parser, conditions, megabytes, positive, print_table
 from attention.files import whole
+from trainer.batches.character_evaluation import SEQUENCE_LENGTH, STEP
 from trainer.benchmark.alone import Alone
 from trainer.benchmark.charlm_evaluation import TEXT, Evaluation, measure_evaluation
 from trainer.benchmark.charlm_generation import measure_generation
 from trainer.benchmark.charlm_step import (
     DENSE,
     LOCAL,
-    LOOK_BACKWARD,
     OURS,
     SAME_LOGITS,
     CharacterStep,
@@ -53,28 +51,27 @@ from trainer.benchmark.charlm_step import (
     measure_character_steps,
 )
 from trainer.benchmark.targets import Target, print_targets
+from trainer.engine.character_config import CharacterTraining
+from trainer.engine.config import load_config
 
 SECTIONS = ("step", "memory", "evaluation", "generation")
 LAYERS = 12  # of the small model
-DILATION = (1,) * 6 + (2, 2, 3, 3, 4, 4)  # of them; the paper writes gaps, one less
+CONFIG = Path(__file__).parents[1] / "configs" / "charlm_small.yaml"
 FASTER = {DENSE: 3.0, LOCAL: 1.5}
 
 
-def growing(lowest: int, highest: int, layers: int) -> tuple[int, ...]:
-    """The powers of two nearest to a geometric growth from the bottom layer to the top."""
-    low, high = log2(lowest), log2(highest)
-    return tuple(2 ** round(low + (high - low) * index / max(1, layers - 1)) for index in range(layers))
-
-
-def dilation_of(layers: int) -> tuple[int, ...]:
-    """Of so many of the small model's layers, from the bottom one to the top one."""
-    return tuple(DILATION[index * (LAYERS - 1) // max(1, layers - 1)] for index in range(layers))
+def small_model(phase: int, layers: int = LAYERS) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lookback in a phase, counted from 1, and dilation, of so many of the small model's layers from bottom to top."""
+    config = load_config(CONFIG, [], CharacterTraining)
+    chosen = [index * (LAYERS - 1) // max(1, layers - 1) for index in range(layers)]
+    lookback, dilation = config.phases[phase - 1].lookback, config.model.dilation
+    return tuple(lookback[index] for index in chosen), tuple(dilation[index] for index in chosen)
 
 
 def step_setting(options: argparse.Namespace) -> Setting:
     if options.quick:
-        return Setting(options.tokens, growing(8, 32, 2), (1, 2), width=32, heads=4)
-    return Setting(options.tokens, growing(64, 1024, options.layers), dilation_of(options.layers))
+        return Setting(options.tokens, (8, 32), (1, 2), width=32, heads=4)
+    return Setting(options.tokens, *small_model(3, options.layers))
 
 
 def about(setting: Setting, what: str) -> str:
@@ -96,7 +93,6 @@ def measure_step_section(options: argparse.Namespace) -> tuple[dict[str, Any], l
     for name, apart in found["logits"].items():
         verdict = "the same function" if apart <= SAME_LOGITS else "another function"
         print(f"{name}: logits {apart:.0e} of their deviation from ours, {verdict}")
-    print(f"{LOCAL}: {LOOK_BACKWARD} windows of a quarter of the lookback, exact_windowsize")
     targets = []
     for precision in options.precision:
         measured = measure_character_steps(
@@ -155,8 +151,8 @@ def measure_memory_section(options: argparse.Namespace) -> tuple[dict[str, Any],
 
 
 def measure_evaluation_section(options: argparse.Namespace) -> tuple[dict[str, Any], list[Target]]:
-    setting = Setting(32_256, growing(256, 4096, LAYERS), DILATION)
-    evaluation = Evaluation(setting, step=512, windows=options.windows)
+    setting = Setting(SEQUENCE_LENGTH, *small_model(5))
+    evaluation = Evaluation(setting, STEP, options.windows)
     if options.quick:
         evaluation = Evaluation(replace(step_setting(options), tokens=options.tokens), 16, 2)
     print(
@@ -178,7 +174,7 @@ def measure_evaluation_section(options: argparse.Namespace) -> tuple[dict[str, A
 
 
 def measure_generation_section(options: argparse.Namespace) -> tuple[dict[str, Any], list[Target]]:
-    setting, before = Setting(1, growing(16, 256, LAYERS), DILATION), [1000, 4000, 16_000]
+    setting, before = Setting(1, *small_model(1)), [1000, 4000, 16_000]
     if options.quick:
         setting, before = step_setting(options), [100, 200]
     print(f"\n== {about(setting, 'generation, dilated, fp32')} ==")

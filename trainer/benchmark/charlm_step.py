@@ -4,10 +4,10 @@ A step is forward and backward, on one sequence of random characters, without dr
 function have the same loss. The others attend between the same projections, positions and weights:
 
 - dense causal SDPA, torch's own: every character before, with no window, so another function;
-- lucidrains' local-attention: it cuts the sequence into windows, each of which looks at so many before it, and so sees
-  further back at a window's end than at its beginning. With exact_windowsize its mask hides what lies beyond, and then
-  it computes what ours does: `Setting.lookback` characters back for every one. Its default is one window before; four
-  of a quarter's width take a third less time, and are what we are compared with;
+- lucidrains' local-attention, as it comes: it cuts the sequence into windows, here as wide as `Setting.lookback`, and
+  looks at the window before as well, so that a character sees between one and two windows. exact_windowsize hides what
+  lies beyond `lookback`, and then it computes what ours does;
+- the same with four windows of a quarter's width before, which hides less: the fastest that it can be had;
 - none: what a character sees is its own value. No attention can make the step faster than that.
 
 Each lives in a process of its own, which keeps what it frees, as every training on CPU does.
@@ -35,7 +35,7 @@ from trainer.engine.flops import character_step_flops
 from trainer.model.charlm import CausalSelfAttention, CharacterConfig, CharacterLayer, CharacterModel
 
 VOCABULARY = 256
-LOOK_BACKWARD = 4  # windows of local-attention: the fastest of 1, 2, 4, 8 and 16 over all widths
+QUARTERS = 4  # windows of local-attention: the fastest of 1, 2, 4, 8 and 16 over all widths
 SAME_LOGITS = 1e-3  # greatest difference, of the logits' standard deviation
 SAME_LOSS = {"fp32": 1e-5, "bf16": 1e-3}  # of each other
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -93,10 +93,16 @@ class DenseInWindow(CausalSelfAttention):
 
 
 class Local(CausalSelfAttention):
+    look_backward = 1
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, lookback: int, dropout_seed: Tensor | None
     ) -> Tensor:
-        return local_attention(lookback)(query, key, value)
+        return local_attention(lookback, self.look_backward)(query, key, value)
+
+
+class LocalQuarters(Local):
+    look_backward = QUARTERS
 
 
 class LeftOut(CausalSelfAttention):
@@ -107,15 +113,15 @@ class LeftOut(CausalSelfAttention):
 
 
 @functools.cache
-def local_attention(lookback: int) -> nn.Module:
+def local_attention(lookback: int, look_backward: int) -> nn.Module:
     """The PyPI package's, which looks exactly `lookback` back."""
     from local_attention import LocalAttention  # of the extra `dev`
 
-    assert lookback % LOOK_BACKWARD == 0
+    assert lookback % look_backward == 0
     return LocalAttention(
-        lookback // LOOK_BACKWARD,
+        lookback // look_backward,
         causal=True,
-        look_backward=LOOK_BACKWARD,
+        look_backward=look_backward,
         exact_windowsize=True,
         autopad=True,
         use_rotary_pos_emb=False,  # query and key have their positions already
@@ -143,10 +149,12 @@ class Method:
 
 
 OURS, DENSE, LOCAL = "longspan", "dense causal SDPA", "local-attention"
+LOCAL_QUARTERS = f"{LOCAL}, four windows back"
 METHODS = {
     OURS: Method(),
     DENSE: Method(Dense, same=False),
     LOCAL: Method(Local),
+    LOCAL_QUARTERS: Method(LocalQuarters),
     f"{OURS}, dilated on two heads": Method(dilated=True, same=False),
     "attention left out": Method(LeftOut, same=False),
 }
@@ -162,7 +170,7 @@ def logits_apart(setting: Setting) -> dict[str, float]:
     single = replace(setting, precision="fp32")
     characters = single.characters()[:, :-1]
     expected = METHODS[OURS].model(single)(characters, single.lookback)
-    compared = {name: METHODS[name] for name in (DENSE, LOCAL)}
+    compared = {name: METHODS[name] for name in (DENSE, LOCAL, LOCAL_QUARTERS)}
     found = {}
     for name, method in {IN_WINDOW: Method(DenseInWindow), **compared}.items():
         logits = method.model(single)(characters, single.lookback)
