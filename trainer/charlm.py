@@ -41,7 +41,7 @@ from trainer.engine.phases import Phase, Phases
 from trainer.engine.randomness import as_seed, hash64
 from trainer.export import export_checkpoint
 from trainer.model.charlm import CharacterConfig, CharacterModel
-from trainer.model.charlm_folder import character_config_json
+from trainer.model.charlm_folder import CharacterDescription, TrainedText
 from trainer.model.provenance import ABOUT, run_facts
 
 
@@ -152,10 +152,11 @@ class CharacterModelling:
 
     def files(self, step: int) -> dict[str, str]:
         lookback = self.config.phases[self.phases.at(step).number].lookback
-        settings = character_config_json(self.model.config, lookback, self.text.alphabet)
+        text = TrainedText(self.text.sha256, self.text.sizes)
+        described = CharacterDescription(self.model.config, lookback, self.text.alphabet, text)
         about = run_facts(self.config.run / "metrics.jsonl", self.facts()["text"])
         return {
-            "config.json": json.dumps(settings, indent=2) + "\n",
+            "config.json": json.dumps(described.as_json(), indent=2) + "\n",
             ABOUT: json.dumps(about, indent=2) + "\n",
         }
 

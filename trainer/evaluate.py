@@ -145,9 +145,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text.add_argument("--step", type=int, metavar="N", help="from a window to the next (default 512)")
     text.add_argument("--windows", type=int, metavar="N", help="the first N only (default: all)")
     text.add_argument(
-        "--validation", type=float, metavar="N", help="as the training's text.validation (0.05)"
+        "--validation",
+        type=float,
+        metavar="N",
+        help="the training's text.validation (default: that, else 0.05)",
     )
-    text.add_argument("--test", type=float, metavar="N", help="as the training's text.test (0.05)")
+    text.add_argument(
+        "--test",
+        type=float,
+        metavar="N",
+        help="the training's text.test (default: that, else 0.05)",
+    )
     options = parser.parse_args(arguments)
     try:
         figures = _figures(vars(options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from trainer.batches.character_evaluation import (
     character_loss,
 )
 from trainer.batches.evaluation import bits
-from trainer.batches.text import Alphabet, open_text
+from trainer.batches.text import DEFAULT_SHARE, Alphabet, open_text
 from trainer.engine.config import InputError
 from trainer.model.charlm_folder import load_character_model
 
@@ -33,12 +33,13 @@ def evaluate_text(
     sequence_length: int = SEQUENCE_LENGTH,
     step: int = STEP,
     windows: int | None = None,
-    validation: float = 0.05,
-    test: float = 0.05,
+    validation: float | None = None,
+    test: float | None = None,
 ) -> dict[str, float]:
     """{"bpc", "characters", "windows"} of a folder's model: over all windows of a text's split or the first few.
 
-    `split` is train, validation or test, cut as a training's text.validation and text.test cut it, or all. The
+    `split` is train, validation or test, or all. `validation` and `test` cut the text as a training's keys of that name
+    do; by default the text that the model was trained on is cut as it was then, any other by 5 % and 5 %. The
     "characters" are those that were scored. InputError names what does not fit.
     """
     if not 1 <= step <= sequence_length:
@@ -46,10 +47,18 @@ def evaluate_text(
     if windows is not None and windows < 1:
         raise InputError(f"--windows: found {windows}, expected at least 1")
     for name, part in (("validation", validation), ("test", test)):
-        if not 0 <= part < math.inf:
+        if part is not None and not 0 <= part < math.inf:
             raise InputError(f"--{name}: found {part}, expected a share below 1 or a count of characters")
     stored = load_character_model(Path(model))
-    opened = open_text(text, stored.alphabet.kind, validation=validation, test=test)
+    opened = open_text(
+        text,
+        stored.alphabet.kind,
+        validation=DEFAULT_SHARE if validation is None else validation,
+        test=DEFAULT_SHARE if test is None else test,
+    )
+    trained = stored.text
+    if validation is None and test is None and trained is not None and trained.sha256 == opened.sha256:
+        opened = replace(opened, sizes=trained.sizes)
     ids = opened.ids if split == "all" else opened.split(split)
     try:
         characters = as_numbered_by(ids, opened.alphabet, stored.alphabet)

@@ -54,13 +54,13 @@ def export_checkpoint(checkpoint: Path, to: Path) -> None:
 
 def _export_characters(opened: Checkpoint, to: Path) -> None:
     """A character model, its alphabet and its card."""
-    config, lookback, alphabet = read_character_config(opened.folder)
+    described = read_character_config(opened.folder)
     tensors = opened.weights()
-    check_character_tensors(tensors, config, opened.folder)
+    check_character_tensors(tensors, described.config, opened.folder)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     with _facts_of(opened) as about:
-        card = character_card(config, lookback, alphabet.kind, parameters, opened.facts, about)
-    write_character_model(to, config, lookback, alphabet, tensors, card)
+        card = character_card(described, parameters, opened.facts, about)
+    write_character_model(to, described, tensors, card)
 
 
 @contextmanager

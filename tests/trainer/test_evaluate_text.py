@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zipfile
@@ -16,7 +17,7 @@ from trainer.batches.text import Alphabet
 from trainer.evaluate import main
 from trainer.evaluate_text import Renumbered, as_numbered_by
 from trainer.model.charlm import CharacterConfig, CharacterModel
-from trainer.model.charlm_folder import write_character_model
+from trainer.model.charlm_folder import CharacterDescription, TrainedText, write_character_model
 
 TEXT = "a naïve fable of a façade\n" * 20
 LOOKBACK = (3, 5)
@@ -31,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def stored(folder: Path, alphabet: Alphabet) -> CharacterModel:
+def stored(folder: Path, alphabet: Alphabet, text: TrainedText | None = None) -> CharacterModel:
     torch.manual_seed(0)
     config = CharacterConfig(
         vocab_size=alphabet.size,
@@ -44,7 +45,7 @@ def stored(folder: Path, alphabet: Alphabet) -> CharacterModel:
         initializer_range=0.5,
     )
     model = CharacterModel(config).eval()
-    write_character_model(folder, config, LOOKBACK, alphabet, model.state_dict())
+    write_character_model(folder, CharacterDescription(config, LOOKBACK, alphabet, text), model.state_dict())
     return model
 
 
@@ -173,3 +174,17 @@ def test_bad_input_is_one_message_and_exit_2(folder: Path, capsys: pytest.Captur
         with pytest.raises(SystemExit) as stopped:
             main(["--model", str(model), *arguments])
         assert stopped.value.code == 2
+
+
+def test_the_text_of_the_training_is_cut_as_it_was_then(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that nothing is scored that the model has read."""
+    ids = list(TEXT.encode())
+    digest = hashlib.sha256(TEXT.encode()).hexdigest()
+    for sha256, held in ((digest, 200), ("another", round(0.05 * len(ids)))):
+        trained = TrainedText(sha256, (len(ids) - 300, 100, 200))
+        model = stored(folder / "model", Alphabet("bytes"), trained)
+        assert main(command(folder / "model", folder / "text", "--split", "test")) == 0
+        assert json.loads(capsys.readouterr().out)["bpc"] == pytest.approx(bits(model, ids[-held:]))
+    assert main(command(folder / "model", folder / "text", "--split", "test", "--test", "50")) == 0

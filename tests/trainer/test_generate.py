@@ -19,7 +19,7 @@ from trainer import generate
 from trainer.batches.text import Alphabet
 from trainer.engine.randomness import as_seed
 from trainer.model.charlm import CharacterConfig, CharacterModel
-from trainer.model.charlm_folder import load_character_model, write_character_model
+from trainer.model.charlm_folder import CharacterDescription, load_character_model, write_character_model
 from trainer.model.sampling import Sampling
 
 LOOKBACK = (3, 4, 5)
@@ -40,7 +40,7 @@ def save_model(folder: Path, alphabet: Alphabet, **changes: float) -> Path:
     tensors = dict(CharacterModel(config).named_parameters())
     for name, value in changes.items():
         tensors[name] = torch.full_like(tensors[name], value)
-    write_character_model(folder, config, LOOKBACK, alphabet, tensors)
+    write_character_model(folder, CharacterDescription(config, LOOKBACK, alphabet), tensors)
     return folder
 
 

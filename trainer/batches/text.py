@@ -33,6 +33,7 @@ from trainer.engine.config import InputError
 
 Kind = Literal["bytes", "characters"]
 SPLITS = ("train", "validation", "test")
+DEFAULT_SHARE = 0.05  # of validation, and of test
 PIECE = 4 << 20  # bytes read at one time
 MOST_CHARACTERS = 1 << 16
 _ZIP = b"PK\x03\x04"
@@ -118,8 +119,8 @@ def open_text(
     path: str | Path,
     vocabulary: Kind = "bytes",
     cache_dir: Path | None = None,
-    validation: float = 0.05,
-    test: float = 0.05,
+    validation: float = DEFAULT_SHARE,
+    test: float = DEFAULT_SHARE,
 ) -> Text:
     """A text by its path or URI. `validation` and `test` take that many characters from its end, or that share of
     them where they are less than 1. InputError names what cannot be read, and where."""

@@ -8,20 +8,19 @@ from typing import Any
 import yaml
 
 from trainer.model.card import course
-from trainer.model.charlm import CharacterConfig
+from trainer.model.charlm_folder import CharacterDescription
 from trainer.model.markdown import fenced, table
 
 
 def character_card(
-    config: CharacterConfig,
-    lookback: tuple[int, ...],
-    vocabulary: str,
+    described: CharacterDescription,
     parameters: int,
     state: Mapping[str, Any],
     about: Mapping[str, Any],
 ) -> str:
     """The card of a model exported from a checkpoint, from its state.json and its run_facts."""
     settings, step, text = state["config"], state["step"], state["text"]
+    config, lookback = described.config, described.lookback
     dilation = config.dilation or (1,) * config.num_hidden_layers
     sizes = [
         ("parameters", f"{parameters:,}"),
@@ -29,7 +28,7 @@ def character_card(
             "layers × width, heads",
             f"{config.num_hidden_layers} × {config.hidden_size}, {config.num_attention_heads}",
         ),
-        ("symbols", f"{config.vocab_size:,} {vocabulary}"),
+        ("symbols", f"{config.vocab_size:,} {described.alphabet.kind}"),
         ("looking back, a layer from the bottom", ", ".join(f"{back:,}" for back in lookback)),
         (f"dilation of the last {config.dilated_heads} heads, a layer", ", ".join(map(str, dilation))),
         ("reach of the top layer", f"{config.reach(lookback):,} characters"),

@@ -30,26 +30,45 @@ FILES = ("config.json", WEIGHTS[0], CARD)
 
 
 @dataclass(frozen=True)
+class TrainedText:
+    """The text that a model was trained on, so that it is not evaluated on what it has read."""
+
+    sha256: str
+    sizes: tuple[int, int, int]
+    """Characters of train, validation and test."""
+
+
+@dataclass(frozen=True)
+class CharacterDescription:
+    """What a folder's config.json says."""
+
+    config: CharacterConfig
+    lookback: tuple[int, ...]
+    """Of the phase that the weights are of."""
+    alphabet: Alphabet
+    text: TrainedText | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        text = self.text and {"sha256": self.text.sha256, "characters": list(self.text.sizes)}
+        return {
+            "model_type": MODEL_TYPE,
+            **self.config.model_dump(mode="json"),
+            "lookback": list(self.lookback),
+            "vocabulary": self.alphabet.kind,
+            "characters": self.alphabet.characters,
+            "text": text,
+        }
+
+
+@dataclass(frozen=True)
 class StoredCharacterModel:
     """What a folder holds."""
 
     model: CharacterModel
     """In float32, not training."""
     lookback: tuple[int, ...]
-    """Of the phase that the weights are of."""
     alphabet: Alphabet
-
-
-def character_config_json(
-    config: CharacterConfig, lookback: tuple[int, ...], alphabet: Alphabet
-) -> dict[str, Any]:
-    return {
-        "model_type": MODEL_TYPE,
-        **config.model_dump(mode="json"),
-        "lookback": list(lookback),
-        "vocabulary": alphabet.kind,
-        "characters": alphabet.characters,
-    }
+    text: TrainedText | None
 
 
 def is_character_model(folder: Path) -> bool:
@@ -58,8 +77,8 @@ def is_character_model(folder: Path) -> bool:
     return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
 
 
-def read_character_config(folder: Path) -> tuple[CharacterConfig, tuple[int, ...], Alphabet]:
-    """Sizes, lookback and alphabet of a folder; InputError names what does not fit."""
+def read_character_config(folder: Path) -> CharacterDescription:
+    """What a folder says of its model; InputError names what does not fit."""
     path = folder / "config.json"
     found = read_json(path)
     if found.get("model_type") != MODEL_TYPE:
@@ -67,7 +86,9 @@ def read_character_config(folder: Path) -> tuple[CharacterConfig, tuple[int, ...
             f"{path}: model_type: found {found.get('model_type')!r}, expected {MODEL_TYPE!r}, "
             "a model of trainer/charlm.py"
         )
-    lookback, kind, characters = (found.pop(key, None) for key in ("lookback", "vocabulary", "characters"))
+    lookback, kind, characters, text = (
+        found.pop(key, None) for key in ("lookback", "vocabulary", "characters", "text")
+    )
     del found["model_type"]
     try:
         config = CharacterConfig.model_validate(found)
@@ -95,20 +116,29 @@ def read_character_config(folder: Path) -> tuple[CharacterConfig, tuple[int, ...
         raise InputError(
             f"{path}: vocab_size: found {config.vocab_size}, expected the {alphabet.size} of its alphabet"
         )
-    return config, tuple(lookback), alphabet
+    return CharacterDescription(config, tuple(lookback), alphabet, _trained_text(text, path))
+
+
+def _trained_text(found: object, path: Path) -> TrainedText | None:
+    if found is None:
+        return None
+    match found:
+        case {"sha256": str(sha256), "characters": [int(train), int(validation), int(test)]}:
+            return TrainedText(sha256, (train, validation, test))
+    raise InputError(f"{path}: text: found {found!r}, expected its sha256 and the characters of three splits")
 
 
 def load_character_model(folder: Path) -> StoredCharacterModel:
     """The model in RUN/export or in a checkpoint; every parameter must be there in its shape."""
-    config, lookback, alphabet = read_character_config(folder)
+    described = read_character_config(folder)
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise InputError(f"{folder}: found no {' and no '.join(WEIGHTS)}")
-    model = _hollow(config)
+    model = _hollow(described.config)
     _check_shapes(read_shapes([path]), model, path)
     tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in read_tensors([path]).items()}
     model.load_state_dict(tensors, assign=True)
-    return StoredCharacterModel(model.eval(), lookback, alphabet)
+    return StoredCharacterModel(model.eval(), described.lookback, described.alphabet, described.text)
 
 
 def check_character_tensors(tensors: Mapping[str, Tensor], config: CharacterConfig, where: Path) -> None:
@@ -134,19 +164,14 @@ def _check_shapes(found: Mapping[str, tuple[int, ...]], model: CharacterModel, w
 
 
 def write_character_model(
-    folder: Path,
-    config: CharacterConfig,
-    lookback: tuple[int, ...],
-    alphabet: Alphabet,
-    tensors: Mapping[str, Tensor],
-    card: str = "",
+    folder: Path, described: CharacterDescription, tensors: Mapping[str, Tensor], card: str = ""
 ) -> None:
     """Write a folder that `load_character_model` reads; it is never there half-written."""
     with replaced(folder, FILES) as beside:
         save_tensors(
             beside / WEIGHTS[0], {name: tensor.float().contiguous() for name, tensor in tensors.items()}
         )
-        settings = json.dumps(character_config_json(config, lookback, alphabet), indent=2) + "\n"
+        settings = json.dumps(described.as_json(), indent=2) + "\n"
         (beside / "config.json").write_text(settings, encoding="utf-8")
         if card:
             (beside / CARD).write_text(card, encoding="utf-8")
