@@ -23,6 +23,7 @@ from trainer.charlm import main as charlm
 from trainer.engine.character_config import CharacterTraining
 from trainer.engine.checkpoint import open_checkpoint
 from trainer.engine.config import InputError
+from trainer.engine.deepspeed import parameter_groups
 from trainer.engine.training import check_same_run
 from trainer.export import export_checkpoint
 from trainer.model.charlm_folder import load_character_model
@@ -192,6 +193,17 @@ def test_the_update_is_that_of_the_plain_mathematics(characters: Path) -> None:
     logits = task.model.eval()(whole.characters[:, :-1], whole.lookback)
     expected = F.cross_entropy(logits.transpose(1, 2), whole.characters[:, 1:], reduction="sum")
     torch.testing.assert_close(task.loss(task.model, whole, seeds), expected)
+
+
+def test_biases_and_layer_norms_do_not_decay(text: Path, tmp_path: Path) -> None:
+    task = prepare(CharacterTraining.model_validate(settings(tmp_path, text, "r")))
+    names = {id(parameter): name for name, parameter in task.model.named_parameters()}
+    decayed, kept = (
+        {names[id(parameter)] for parameter in group["params"]}
+        for group in parameter_groups(task.model, task.config.optimizer)
+    )
+    assert len(decayed) + len(kept) == len(names)
+    assert kept == {name for name in names.values() if name.endswith("bias") or "norm." in name}
 
 
 def test_an_epoch_reads_the_text_once_and_the_next_is_cut_elsewhere(text: Path, tmp_path: Path) -> None:

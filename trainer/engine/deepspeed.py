@@ -356,11 +356,17 @@ def parameter_groups(model: nn.Module, settings: AdamW) -> list[dict[str, Any]]:
 
     Nor do parameters that a model marks with `decays = False`.
     """
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm)
+        for parameter in module.parameters()
+    }
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            bare = name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name
+            bare = name.endswith("bias") or id(parameter) in norms
             (decayed if getattr(parameter, "decays", not bare) else kept).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
