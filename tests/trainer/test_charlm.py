@@ -287,6 +287,11 @@ def test_what_is_exported_is_what_was_trained(characters: Path, text: Path, tmp_
         ({"num_hidden_layers": 3, "dilation": [], "lookback": [1, 1, 1]}, "layers.2.*expected"),
         ({"hidden_size": 1 << 40}, "hidden_size: found"),
         ({"vocabulary": "characters", "characters": "ba"}, "vocabulary: found 'characters'"),
+        (
+            {"vocabulary": "characters", "characters": "a\ud800", "vocab_size": 2},
+            "vocabulary: found 'characters'",
+        ),
+        ({"text": {"sha256": "", "characters": [-1, 2, 2]}}, "text: found"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused(

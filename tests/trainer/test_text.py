@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import random
 import zipfile
 from pathlib import Path
 
@@ -96,6 +98,41 @@ def test_a_remote_file_is_fetched_once_and_an_interrupted_fetch_goes_on(cache: P
 def test_zips_with_another_number_of_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found 2 files in the zip"):
         open_text(zipped(tmp_path / "z", a="a", b="b"))
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_zip_is_named_or_gives_its_text(method: int, tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", method) as archive:
+        archive.writestr("a", TEXT)
+    chance = random.Random(0)
+    path = tmp_path / "z"
+    for _ in range(60):
+        damaged = bytearray(whole.getvalue())
+        for _ in range(chance.choice((1, 3))):
+            damaged[chance.randrange(4, len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged[: chance.choice((None, chance.randrange(8, len(damaged))))])
+        try:
+            found = open_text(path).ids.tobytes()
+        except InputError as error:
+            named = str(error).startswith(f"text: {path}: ")
+        else:
+            named = found == TEXT.encode()
+        assert named
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [(0, "its file in the zip is empty"), (9999, "its file in the zip is shorter than"), (500, "Bad CRC-32")],
+)
+def test_a_zip_that_does_not_hold_what_it_says_is_named(said: int, message: str, tmp_path: Path) -> None:
+    path = zipped(tmp_path / "z", a=TEXT)
+    there = len(TEXT.encode()).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(there, said.to_bytes(4, "little")))
+    with pytest.raises(InputError, match=f"text: {path}: {message}"):
+        open_text(path)
 
 
 @pytest.mark.parametrize(

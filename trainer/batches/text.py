@@ -12,11 +12,14 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +49,8 @@ _COMPRESSED = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"PK\x05\x06": "an empty zip",
 }
+# What reading a zip raises: damaged in its directory or its content, cut; encrypted, or of a kind that is not known.
+_BAD_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -127,10 +132,8 @@ def open_text(
     cache = (default_cache() if cache_dir is None else cache_dir.expanduser().absolute()) / "texts"
     try:
         ids, alphabet, sha256 = _ids(str(path), vocabulary, cache)
-    except (BuildError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"text: {path}: {error}" if isinstance(error, zipfile.BadZipFile) else f"text: {error}"
-        ) from error
+    except BuildError as error:
+        raise InputError(f"text: {error}") from error
     except OSError as error:
         raise InputError(f"text: {path}: {error.strerror or error}") from error
     return Text(ids, alphabet, sha256, split_sizes(len(ids), validation, test))
@@ -226,33 +229,35 @@ def _pieces(stored: Path, path: str, is_zip: bool) -> Iterator[bytes]:
         with stored.open("rb") as file:
             yield from iter(lambda: file.read(PIECE), b"")
         return
-    with zipfile.ZipFile(stored) as archive:
-        info = _only_file(archive, path)
-        left = info.file_size
-        try:
-            member = archive.open(info)
-        except (NotImplementedError, RuntimeError) as error:  # a compression that it does not know; encrypted
-            raise InputError(f"text: {path}: {error}") from error
-        with member:
-            while piece := member.read(min(PIECE, left + 1)):
-                left -= len(piece)
-                if left < 0:
-                    raise InputError(f"text: {path}: its file in the zip is longer than the zip says")
-                yield piece
+    with _only_file(stored, path) as (archive, info), archive.open(info) as member:
+        left = info.file_size  # more is not read: zipfile stops there
+        while piece := member.read(PIECE):
+            left -= len(piece)
+            yield piece
+        if left:
+            raise InputError(f"text: {path}: its file in the zip is shorter than the zip says")
 
 
-def _only_file(archive: zipfile.ZipFile, path: str) -> zipfile.ZipInfo:
-    files = [info for info in archive.infolist() if not info.is_dir()]
-    if len(files) != 1:
-        names = ", ".join(repr(info.filename[:80]) for info in files[:5])
-        raise InputError(f"text: {path}: found {len(files)} files in the zip ({names}), expected one")
-    return files[0]
+@contextmanager
+def _only_file(stored: Path, path: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
+    """A zip, open, and the one file in it; InputError also for what reading it in the block finds."""
+    try:
+        with zipfile.ZipFile(stored) as archive:
+            files = [info for info in archive.infolist() if not info.is_dir()]
+            if len(files) != 1:
+                names = ", ".join(repr(info.filename[:80]) for info in files[:5])
+                raise InputError(f"text: {path}: found {len(files)} files in the zip ({names}), expected one")
+            if not files[0].file_size:
+                raise InputError(f"text: {path}: its file in the zip is empty, expected text")
+            yield archive, files[0]
+    except _BAD_ZIP as error:
+        raise InputError(f"text: {path}: {str(error) or 'the zip ends too soon'}") from error
 
 
 def _check_room(stored: Path, path: str, folder: Path) -> None:
     """Before a zip is unpacked into `folder`."""
-    with zipfile.ZipFile(stored) as archive:
-        needed, free = _only_file(archive, path).file_size, shutil.disk_usage(folder).free
+    with _only_file(stored, path) as (_, info):
+        needed, free = info.file_size, shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
             f"text.cache_dir: {folder} has no room for {path}: expected {gigabytes(needed)}, found {gigabytes(free)}"

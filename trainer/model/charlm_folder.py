@@ -106,6 +106,7 @@ def read_character_config(folder: Path) -> CharacterDescription:
         and isinstance(characters, str)
         and 0 < len(characters) <= MOST_CHARACTERS
         and list(characters) == sorted(set(characters))
+        and not any("\ud800" <= character <= "\udfff" for character in characters)  # JSON can say half a pair
     )
     if not valid:
         raise InputError(
@@ -123,7 +124,9 @@ def _trained_text(found: object, path: Path) -> TrainedText | None:
     if found is None:
         return None
     match found:
-        case {"sha256": str(sha256), "characters": [int(train), int(validation), int(test)]}:
+        case {"sha256": str(sha256), "characters": [int(train), int(validation), int(test)]} if (
+            min(train, validation, test) >= 0
+        ):
             return TrainedText(sha256, (train, validation, test))
     raise InputError(f"{path}: text: found {found!r}, expected its sha256 and the characters of three splits")
 
