@@ -22,11 +22,12 @@ from trainer.charlm import CharacterModelling, prepare
 from trainer.charlm import main as charlm
 from trainer.engine.character_config import CharacterTraining
 from trainer.engine.checkpoint import open_checkpoint
-from trainer.engine.config import InputError
+from trainer.engine.config import InputError, load_config
 from trainer.engine.deepspeed import parameter_groups
 from trainer.engine.training import check_same_run
 from trainer.export import export_checkpoint
-from trainer.model.charlm_folder import load_character_model
+from trainer.model.character_card import character_card
+from trainer.model.charlm_folder import CharacterDescription, load_character_model
 
 CASES = Path(__file__).with_name("launched_characters.py")
 SCRIPT = Path(__file__).parents[2] / "trainer" / "charlm.py"
@@ -276,6 +277,18 @@ def test_what_is_exported_is_what_was_trained(characters: Path, text: Path, tmp_
     card = (characters / "whole-0" / "export" / "README.md").read_text()
     assert "| updates | 12 |" in card
     assert str(text) not in card
+
+
+def test_a_card_s_configuration_trains_the_same_again(text: Path, tmp_path: Path) -> None:
+    values = settings(tmp_path, text, "r")
+    values["text"] |= {"vocabulary": "characters", "test": 0.2}
+    task = prepare(CharacterTraining.model_validate(values))
+    described = CharacterDescription(task.model.config, (8, 16), task.text.alphabet)
+    card = character_card(described, 1, {**task.facts(), "step": STEPS}, {})
+    (tmp_path / "config.yaml").write_text(card.split("```yaml\n")[1].split("```")[0])
+    overrides = [("run", "again"), ("text.path", str(text))]
+    again = prepare(load_config(tmp_path / "config.yaml", overrides, CharacterTraining))
+    assert again.facts() == task.facts()
 
 
 @pytest.mark.parametrize(

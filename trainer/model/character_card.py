@@ -36,6 +36,9 @@ def character_card(
         ("text (train, validation, test)", ", ".join(f"{size:,}" for size in text["characters"])),
         ("sha256 of the text", text["sha256"]),
     ]
+    _, validation, test = text["characters"]
+    # A run goes on by the text's content, so its settings have no word on how that is read.
+    read = {"vocabulary": described.alphabet.kind, "validation": validation, "test": test}
     versions = ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items())
     return (
         "\n\n".join(
@@ -52,7 +55,7 @@ def character_card(
                 "## Again",
                 fenced("deepspeed trainer/charlm.py --config config.yaml --run RUN --text.path FILE", "sh"),
                 f"with this config.yaml{f' under {versions}' if versions else ''}:",
-                fenced(yaml.safe_dump(dict(settings), sort_keys=False), "yaml"),
+                fenced(yaml.safe_dump({"text": read, **settings}, sort_keys=False), "yaml"),
             )
             if part
         )
