@@ -45,7 +45,7 @@ def draw(texts: Sequence[TextAblation]) -> Figure:
                     draw_band(right, differences(curves, fixed), COLOURS[row.name], row.title)
             right.axhline(0, color=BLACK, linestyle=":", linewidth=1, label="fixed")
             left.set_ylabel("bits per character")
-            right.set_ylabel("bits per character − those of fixed windows")
+            right.set_ylabel("difference to fixed windows")
             for axes in (left, right):
                 axes.set_title(text.name)
                 axes.set_xlabel("updates")
