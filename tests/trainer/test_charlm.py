@@ -325,7 +325,9 @@ def test_another_text_or_phase_is_another_run(characters: Path, text: Path, tmp_
     values["phases"][1]["lookback"] = [4, 9]
     checkpoint = open_checkpoint(characters / "whole-0" / "checkpoints" / "step-00000006")
     check_same_run(checkpoint, task_of(characters, "whole-0").facts())
-    with pytest.raises(InputError, match=r"(?s)phases: found.*sha256: found"):
+    with pytest.raises(
+        InputError, match=r"(?s)  phases\.1\.lookback: found \[4, 9\], expected \[4, 8\]\n.*sha256: found"
+    ):
         check_same_run(checkpoint, prepare(CharacterTraining.model_validate(values)).facts())
 
 

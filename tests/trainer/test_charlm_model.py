@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.config as dynamo
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from trainer.engine.training import compile_blocks
 from trainer.model.charlm import CharacterConfig, CharacterModel, rotary_angles, turn
 
 
@@ -146,3 +148,26 @@ def test_scores_depend_on_the_distance_alone() -> None:
 def test_misfits_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         CharacterConfig.model_validate({**small().model_dump(), **changes})
+
+
+def test_all_dilations_lengths_and_windows_are_compiled() -> None:
+    """Layers share their code, of which torch keeps few graphs before it gives up: here training and evaluating."""
+    config = CharacterConfig(
+        vocab_size=5,
+        hidden_size=8,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=8,
+        dilated_heads=1,
+        dilation=(1, 2, 3, 4),
+    )
+    model = CharacterModel(config)
+    with dynamo.patch(recompile_limit=dynamo.recompile_limit, fail_on_recompile_limit_hit=True):
+        compile_blocks([])
+        for layer in model.layers:
+            layer.compile(backend="eager")
+        for length in (16, 32):
+            characters, lookback = torch.zeros(2, length, dtype=torch.int64), (length // 8,) * 4
+            model.train()(characters, lookback, torch.zeros(2, 4, dtype=torch.int64)).sum().backward()
+            with torch.no_grad():
+                model.eval()(characters, lookback, scored_from=length // 2)

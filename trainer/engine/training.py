@@ -209,7 +209,9 @@ def check_same_run(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
 
 
 def _leaves(values: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested mappings."""
+    """(dotted key, value) of everything in nested mappings, and in lists of them, by number."""
+    if isinstance(values, list) and values and isinstance(values[0], dict):
+        values = dict(enumerate(values))
     if not isinstance(values, dict):
         yield key, values
         return
@@ -414,7 +416,7 @@ class Run:
         if self.progress.skipped_in_a_row == SPIKES_IN_A_ROW:
             raise FloatingPointError(
                 f"step {step}: {SPIKES_IN_A_ROW} updates in a row were skipped for their loss, which is no spike any "
-                f"more; the last checkpoint is intact (a lower optimizer.learning_rate, or a higher loss_spike.ratio?)"
+                f"more; the last checkpoint is intact (a lower learning_rate, or a higher loss_spike.ratio?)"
             )
 
     def log(self, row: dict[str, Any]) -> None:
@@ -463,9 +465,13 @@ class Run:
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """torch.compile, layer by layer, with the random numbers that it would have drawn without."""
+    import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
     inductor.fallback_random = True
+    # Layers share their code: by dilation, training or not, and from the second phase on by length, it has some twenty
+    # graphs. Beyond the usual limit of 8 the others would run as if they were not compiled.
+    dynamo.recompile_limit = 64
     for block in blocks:
         block.compile()
 
