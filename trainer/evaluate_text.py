@@ -19,7 +19,7 @@ from trainer.batches.character_evaluation import (
     character_loss,
 )
 from trainer.batches.evaluation import bits
-from trainer.batches.text import DEFAULT_SHARE, Alphabet, open_text
+from trainer.batches.text import DEFAULT_SHARE, Alphabet, open_text, split_sizes
 from trainer.engine.config import InputError
 from trainer.model.charlm_folder import load_character_model
 
@@ -50,15 +50,16 @@ def evaluate_text(
         if part is not None and not 0 <= part < math.inf:
             raise InputError(f"--{name}: found {part}, expected a share below 1 or a count of characters")
     stored = load_character_model(Path(model))
-    opened = open_text(
-        text,
-        stored.alphabet.kind,
-        validation=DEFAULT_SHARE if validation is None else validation,
-        test=DEFAULT_SHARE if test is None else test,
+    opened = open_text(text, stored.alphabet.kind)
+    cut: tuple[float, float] = (DEFAULT_SHARE, DEFAULT_SHARE)
+    if stored.text is not None and stored.text.sha256 == opened.sha256:
+        cut = stored.text.sizes[1:]
+    sizes = split_sizes(
+        len(opened.ids),
+        cut[0] if validation is None else validation,
+        cut[1] if test is None else test,
     )
-    trained = stored.text
-    if validation is None and test is None and trained is not None and trained.sha256 == opened.sha256:
-        opened = replace(opened, sizes=trained.sizes)
+    opened = replace(opened, sizes=sizes)
     ids = opened.ids if split == "all" else opened.split(split)
     try:
         characters = as_numbered_by(ids, opened.alphabet, stored.alphabet)

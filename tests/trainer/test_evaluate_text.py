@@ -187,4 +187,6 @@ def test_the_text_of_the_training_is_cut_as_it_was_then(
         model = stored(folder / "model", Alphabet("bytes"), trained)
         assert main(command(folder / "model", folder / "text", "--split", "test")) == 0
         assert json.loads(capsys.readouterr().out)["bpc"] == pytest.approx(bits(model, ids[-held:]))
-    assert main(command(folder / "model", folder / "text", "--split", "test", "--test", "50")) == 0
+    stored(folder / "model", Alphabet("bytes"), TrainedText(digest, (len(ids) - 300, 100, 200)))
+    assert main(command(folder / "model", folder / "text", "--test", "50")) == 0
+    assert json.loads(capsys.readouterr().out)["bpc"] == pytest.approx(bits(model, ids[-150:-50]))
