@@ -31,10 +31,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trainer.batches.cache import gigabytes
 from trainer.batches.text import Alphabet
 from trainer.engine.config import InputError
 from trainer.engine.randomness import as_seed
-from trainer.model.charlm_cache import WindowCache
+from trainer.model.charlm_cache import WindowCache, cache_bytes
 from trainer.model.charlm_folder import load_character_model
 from trainer.model.sampling import Sampling
 
@@ -88,6 +89,12 @@ def generate(options: argparse.Namespace) -> None:
     loaded = load_character_model(options.model)
     prompt = first_characters(options, loaded.alphabet)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = _memory(device)
+    if cache_bytes(loaded.model.config, loaded.lookback) > there:
+        raise InputError(
+            f"{options.model}: found windows that take more than the {gigabytes(there)} of memory here, "
+            "expected smaller ones"
+        )
     start = time.perf_counter()
     cache = WindowCache(loaded.model.to(device), loaded.lookback)
     seen = prompt[-(cache.reach + 1) :]  # before it is made eight times as large
@@ -126,6 +133,13 @@ def generate(options: argparse.Namespace) -> None:
         f"model looks back to, {cache.reach:,} characters; seed {options.seed}",
         file=sys.stderr,
     )
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that the device has, in use or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _write(text: str, live: bool) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.model.charlm import CharacterConfig, CharacterModel
-from trainer.model.charlm_cache import WindowCache
+from trainer.model.charlm_cache import WindowCache, cache_bytes
 
 LAYERS, VOCABULARY = 3, 11
 STEPS = st.tuples(*[st.integers(1, 4)] * LAYERS)
@@ -91,7 +91,7 @@ def test_buffers_stay_where_they_are_in_the_windows_size() -> None:
     before = buffers()
     # Keys and values of 2 heads with and 2 without gaps, of 4 dimensions, 4 bytes each.
     window = sum(2 * 2 * 4 * 4 * (most + 1) * (1 + step) for most, step in zip(lookback, dilation))
-    assert cache.nbytes == sum(size for _, size in before) == window
+    assert cache_bytes(model.config, lookback) == cache.nbytes == sum(size for _, size in before) == window
     characters = torch.randint(0, VOCABULARY, (1, 2000))
     for character in characters.split(1, dim=1):
         found = cache.append(character)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -179,6 +180,18 @@ def test_a_model_that_gives_no_numbers_is_named(tmp_path: Path, command: Command
     code, text, said = command("--model", folder)
     assert (code, text) == (2, "")
     assert said.startswith(f"generate: {folder}: found logits that are not finite")
+
+
+@pytest.mark.parametrize("changes", [{"lookback": [3, 4, 10**400]}, {"dilation": [1, 1 << 40, 1]}])
+def test_windows_that_no_memory_holds_are_named(
+    changes: dict[str, list[int]], tmp_path: Path, command: Command
+) -> None:
+    folder = save_model(tmp_path / "export", Alphabet("bytes"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    code, text, said = command("--model", folder)
+    assert (code, text) == (2, "")
+    assert said.startswith(f"generate: {folder}: found windows that take more than the ")
 
 
 def test_a_terminal_gets_no_commands_from_the_model(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.model.charlm import CharacterLayer, CharacterModel, rotary_angles
+from trainer.model.charlm import CharacterConfig, CharacterLayer, CharacterModel, rotary_angles
 
 CHUNK = 512
 """Characters of a prompt that are read at once: enough for full matrix products, few beside the large windows."""
@@ -76,6 +76,16 @@ class Ring:
         keys[:, :, kept] = key[:, :, -places:]
         values[:, :, kept] = value[:, :, -places:]
         return attended
+
+
+def cache_bytes(config: CharacterConfig, lookback: tuple[int, ...]) -> int:
+    """What a cache of one text takes, without making it."""
+    dimensions = config.hidden_size // config.num_attention_heads
+    return sum(
+        2 * 4 * dimensions * step * (most + 1)
+        for layer, most in enumerate(lookback)
+        for step in config.steps_of_heads(layer)
+    )
 
 
 class WindowCache:
