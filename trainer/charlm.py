@@ -187,8 +187,10 @@ def prepare(config: CharacterTraining) -> CharacterModelling:
         for number, phase in enumerate(config.phases)
         if sequences_of(text.sizes[0], phase.sequence_length) < 1
     ]
-    if text.sizes[1] < 2:
-        problems.append(f"text.validation: found {text.sizes[1]} characters, expected at least 2")
+    if config.evaluation.every and text.sizes[1] < 2:
+        problems.append(
+            f"text.validation: found {text.sizes[1]} characters, expected at least 2 to evaluate on"
+        )
     if problems:
         raise InputError("\n".join(problems))
     torch.manual_seed(as_seed("initial weights", config.seed))

@@ -37,7 +37,7 @@ from trainer.model.heads import MaskedLanguageModel
 CORPUS_SPLITS = ("train", "validation")
 OPTIONS = {
     "corpus": {"sequences", "seed", "mask_documents"},
-    "text": {"sequence_length", "step", "windows", "validation", "test"},
+    "text": {"sequence_length", "step", "windows", "validation", "test", "cache_dir"},
 }
 
 
@@ -155,6 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         metavar="N",
         help="the training's text.test (default: that, else 0.05)",
+    )
+    text.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="the training's text.cache_dir (default ~/.cache/longspan)",
     )
     options = parser.parse_args(arguments)
     try:

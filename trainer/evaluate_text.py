@@ -35,6 +35,7 @@ def evaluate_text(
     windows: int | None = None,
     validation: float | None = None,
     test: float | None = None,
+    cache_dir: Path | None = None,
 ) -> dict[str, float]:
     """{"bpc", "characters", "windows"} of a folder's model: over all windows of a text's split or the first few.
 
@@ -50,10 +51,11 @@ def evaluate_text(
         if part is not None and not 0 <= part < math.inf:
             raise InputError(f"--{name}: found {part}, expected a share below 1 or a count of characters")
     stored = load_character_model(Path(model))
-    opened = open_text(text, stored.alphabet.kind)
+    opened = open_text(text, stored.alphabet.kind, cache_dir)
     cut: tuple[float, float] = (DEFAULT_SHARE, DEFAULT_SHARE)
-    if stored.text is not None and stored.text.sha256 == opened.sha256:
-        cut = stored.text.sizes[1:]
+    trained = stored.text
+    if trained and trained.sha256 == opened.sha256 and sum(trained.sizes) == len(opened.ids):
+        cut = trained.sizes[1:]
     sizes = split_sizes(
         len(opened.ids),
         cut[0] if validation is None else validation,

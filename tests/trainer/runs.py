@@ -40,4 +40,5 @@ def rewind(source: Path, target: Path, step: int) -> None:
     name = f"step-{step:08d}"
     shutil.copytree(source / "checkpoints" / name, target / "checkpoints" / name)
     lines = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (target / "metrics.jsonl").write_text("".join(lines[: step + 1]) + lines[step + 1][:20])
+    there = [line for line in lines if json.loads(line)["step"] <= step + 1]
+    (target / "metrics.jsonl").write_text("".join(there) + lines[len(there)][:20])

@@ -331,6 +331,15 @@ def test_another_text_or_phase_is_another_run(characters: Path, text: Path, tmp_
         check_same_run(checkpoint, prepare(CharacterTraining.model_validate(values)).facts())
 
 
+def test_all_of_a_text_can_be_trained_on_where_nothing_is_evaluated(text: Path, tmp_path: Path) -> None:
+    values = settings(tmp_path, text, "r", evaluation={"every": 0})
+    values["text"] |= {"validation": 0, "test": 0}
+    assert len(prepare(CharacterTraining.model_validate(values)).train) == text.stat().st_size
+    values["evaluation"] = {"every": 1}
+    with pytest.raises(InputError, match=r"text\.validation: found 0 characters, expected at least 2"):
+        prepare(CharacterTraining.model_validate(values))
+
+
 def test_a_dry_run_tells_each_phase(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, settings(tmp_path, text, "r"))
     assert charlm(["--config", str(path), "--dry-run"]) == 0

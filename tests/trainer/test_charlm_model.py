@@ -140,7 +140,7 @@ def test_scores_depend_on_the_distance_alone() -> None:
     ("changes", "message"),
     [
         ({"dilation": (1, 2)}, "found 2 entries, expected one a layer, 3"),
-        ({"dilation": (1, 0, 2)}, "expected steps of at least 1"),
+        ({"dilation": (1, 0, 2)}, "expected steps of 1 to 65,536"),
         ({"dilated_heads": 5}, "found 5, expected at most 4 heads"),
         ({"hidden_size": 12}, "expected a multiple of twice the 4 heads"),
     ],

@@ -69,6 +69,11 @@ def test_the_limit_follows_the_median_step_and_the_first_has_more(tmp_path: Path
         watch._idle = 1.0
         watch.beat()
     assert watch.limit == 600
+    watch.other_steps()  # the first of another shape may compile, as the run's first
+    assert watch.limit == 3 * 600
+    watch._idle = 1000.0
+    watch.beat()
+    assert watch.limit == 600
 
 
 def test_a_suspended_process_is_not_taken_for_a_hung_one(

@@ -144,6 +144,7 @@ def test_a_zip_that_does_not_hold_what_it_says_is_named(said: int, message: str,
         (b"x" * ((4 << 20) - 1) + "é".encode() + b"\xc3", "characters", f"byte {(4 << 20) + 2:,}: no UTF-8"),
         (b"PK\x03\x04 and nothing", "bytes", "not a zip"),
     ],
+    ids=["empty", "gzip", "utf-8", "utf-8 across pieces", "zip"],
 )
 def test_what_is_no_text_is_named(content: bytes, kind: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(content)
@@ -164,3 +165,13 @@ def test_a_write_that_was_killed_is_made_again(tmp_path: Path, cache: Path) -> N
     (folder / "ids").write_bytes(b"half")
     text = open_text(path, "characters")
     assert text.alphabet.decode(text.ids).decode() == TEXT
+
+
+def test_a_write_that_failed_leaves_nothing_in_the_cache(tmp_path: Path, cache: Path) -> None:
+    path = zipped(tmp_path / "z", a="".join(map(str, range(100_000))))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"text: {path}: "):
+        open_text(path)
+    assert not list((cache / "texts").glob("*/*"))

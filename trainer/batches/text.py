@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -173,7 +174,11 @@ def _ids(path: str, vocabulary: Kind, cache: Path) -> tuple[np.ndarray, Alphabet
         if not (folder / "facts.json").is_file():
             for left in folder.iterdir():  # of a process that was killed
                 left.unlink()
-            _write(stored, path, is_zip, vocabulary, folder)
+            try:
+                _write(stored, path, is_zip, vocabulary, folder)
+            except BaseException:
+                (folder / "ids").unlink(missing_ok=True)  # a full disk would stay full
+                raise
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     alphabet = Alphabet(vocabulary, facts["characters"])
     return np.memmap(folder / "ids", alphabet.dtype, "r"), alphabet, facts["sha256"]
@@ -205,13 +210,15 @@ def _write(stored: Path, path: str, is_zip: bool, vocabulary: Kind, folder: Path
                 out.write(alphabet.of_characters(text).tobytes())
         out.flush()
         os.fsync(out.fileno())
+    if not is_zip and not folder.name.startswith(digest.hexdigest()):
+        raise InputError(f"text: {path}: was changed while it was read; the same command reads it anew")
     facts = {"characters": alphabet.characters, "sha256": digest.hexdigest()}
     write_atomically(folder / "facts.json", json.dumps(facts).encode())
 
 
 def _decoded(stored: Path, path: str, is_zip: bool) -> Iterator[str]:
     decoder, before, left = codecs.getincrementaldecoder("utf-8")(), 0, 0
-    for piece in (*_pieces(stored, path, is_zip), b""):
+    for piece in chain(_pieces(stored, path, is_zip), [b""]):
         try:
             yield decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:

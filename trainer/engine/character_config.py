@@ -15,6 +15,10 @@ MOST_WARMUP = 10_000
 """Updates of warm-up that a phase has at the most where it names none; 10 % of its steps otherwise (appendix B)."""
 
 
+FURTHEST = 1 << 24
+"""Characters that a layer may look back; each of them takes room where text is generated."""
+
+
 class TextSection(Section):
     """What is read: a text as bytes or characters, of which the end is kept to evaluate on."""
 
@@ -25,7 +29,7 @@ class TextSection(Section):
         "bytes", description="a symbol a byte, 256 of them, or one for each different character of the text"
     )
     validation: float = Field(
-        0.05, gt=0, description="characters from the end, before those of test; less than 1: the share of all"
+        0.05, ge=0, description="characters from the end, before those of test; less than 1: the share of all"
     )
     test: float = Field(0.05, ge=0, description="characters at the very end; less than 1: the share of all")
     cache_dir: Path | None = Field(
@@ -98,8 +102,10 @@ class CharacterTraining(Training):
                 found.append(
                     f"{key}.lookback: found {len(phase.lookback)} entries, expected one a layer, {layers}"
                 )
-            if any(back < 0 for back in phase.lookback):
-                found.append(f"{key}.lookback: found {list(phase.lookback)}, expected counts of characters")
+            if not all(0 <= back <= FURTHEST for back in phase.lookback):
+                found.append(
+                    f"{key}.lookback: found {list(phase.lookback)}, expected counts of characters, at most {FURTHEST:,}"
+                )
         if (steps := sum(phase.steps for phase in self.phases)) > MOST_STEPS:
             found.append(f"phases: found {steps:,} steps in all, expected at most {MOST_STEPS:,}")
         return found

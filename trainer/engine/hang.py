@@ -74,6 +74,12 @@ class HangWatch:
             self._first = False
             self._idle = 0.0
 
+    def other_steps(self) -> None:
+        """The steps that follow are of another shape: the first may compile, and those before it say nothing of it."""
+        with self._lock:
+            self._first = True
+            self._steps.clear()
+
     def alive(self) -> None:
         """Something that is no step went on, such as a batch of an evaluation."""
         with self._lock:

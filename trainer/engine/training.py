@@ -337,6 +337,7 @@ class Run:
         place = self.phases.at(step)
         if place.within == 1:
             self.engine.begin(place.phase)
+            self.watch.other_steps()
             if step > self.start + 1:  # else the run's description has just said it
                 self.tell(self.task.describe_phase(place.number))
 

@@ -22,6 +22,8 @@ from attention import windowed_attention
 from trainer.model.longformer import initialise
 
 ROTARY_BASE = 10_000.0
+WIDEST = 1 << 16
+"""Characters between two that a dilated head sees, at the most."""
 
 
 class CharacterSizes(BaseModel):
@@ -57,8 +59,8 @@ class CharacterSizes(BaseModel):
             raise ValueError(
                 f"dilation: found {len(self.dilation)} entries, expected one a layer, {self.num_hidden_layers}"
             )
-        if any(step < 1 for step in self.dilation):
-            raise ValueError(f"dilation: found {list(self.dilation)}, expected steps of at least 1")
+        if not all(1 <= step <= WIDEST for step in self.dilation):
+            raise ValueError(f"dilation: found {list(self.dilation)}, expected steps of 1 to {WIDEST:,}")
         if self.dilated_heads > self.num_attention_heads:
             raise ValueError(
                 f"dilated_heads: found {self.dilated_heads}, expected at most {self.num_attention_heads} heads"
