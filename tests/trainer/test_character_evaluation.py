@@ -9,27 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.trainer.character_models import SMALLER, tiny_model
 from trainer.batches import character_evaluation
 from trainer.batches.character_evaluation import Windows, character_loss
-from trainer.model.charlm import CharacterConfig, CharacterModel
+from trainer.model.charlm import CharacterModel
 
 LOOKBACK = (2, 3)
+SIZES_OF_MODEL = {**SMALLER, "vocab_size": 7}
 SIZES = st.integers(1, 9).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length)))
-
-
-def tiny_model(kind: type[CharacterModel] = CharacterModel) -> CharacterModel:
-    torch.manual_seed(0)
-    config = CharacterConfig(
-        vocab_size=7,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=8,
-        dilated_heads=1,
-        dilation=(1, 2),
-        initializer_range=0.5,
-    )
-    return kind(config).eval()
 
 
 def text(characters: int, seed: int = 0) -> np.ndarray:
@@ -57,7 +44,7 @@ def test_it_is_the_loss_of_a_forward_pass_for_each_character(
     characters: int, sizes: tuple[int, int], seed: int
 ) -> None:
     length, step = sizes
-    model, ids = tiny_model(), text(characters, seed)
+    model, ids = tiny_model(**SIZES_OF_MODEL), text(characters, seed)
     expected = 0.0
     for place in range(1, characters):
         start = 0  # of the first window, a multiple of the step on, that reaches the character
@@ -75,7 +62,7 @@ def test_it_is_the_loss_of_a_forward_pass_for_each_character(
 def test_shares_add_up_to_the_whole_whatever_the_batches(
     per_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, ids = tiny_model(), text(101)
+    model, ids = tiny_model(**SIZES_OF_MODEL), text(101)
     whole = character_loss(model, LOOKBACK, ids, sequence_length=8, step=4)
     monkeypatch.setattr(character_evaluation, "CHARACTERS_PER_BATCH", per_batch)
     beats: list[int] = []
@@ -119,7 +106,7 @@ def test_logits_are_made_of_scored_characters_alone_and_memory_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(character_evaluation, "LOGITS_AT_ONCE", 7 * 5)
-    model, read = tiny_model(Counting), Read()
+    model, read = tiny_model(kind=Counting, **SIZES_OF_MODEL), Read()
     assert isinstance(model, Counting)
     model.made = []
     normed: list[int] = []

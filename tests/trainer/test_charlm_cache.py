@@ -6,26 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.model.charlm import CharacterConfig, CharacterModel
+from tests.trainer.character_models import tiny_model
+from trainer.model.charlm import CharacterModel
 from trainer.model.charlm_cache import WindowCache, cache_bytes
 
 LAYERS, VOCABULARY = 3, 11
 STEPS = st.tuples(*[st.integers(1, 4)] * LAYERS)
-
-
-def tiny_model(dilation: tuple[int, ...], dilated_heads: int = 2, seed: int = 0) -> CharacterModel:
-    torch.manual_seed(seed)
-    config = CharacterConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        intermediate_size=32,
-        dilated_heads=dilated_heads,
-        dilation=dilation,
-        initializer_range=0.3,
-    )
-    return CharacterModel(config).eval()
 
 
 def full_logits(model: CharacterModel, characters: torch.Tensor, lookback: tuple[int, ...]) -> torch.Tensor:
@@ -56,7 +42,7 @@ def test_it_gives_the_full_forward_s_logits_wherever_a_text_is_cut(
     batch: int,
     seed: int,
 ) -> None:
-    model = tiny_model(dilation, dilated_heads, seed)
+    model = tiny_model(seed, dilation=dilation, dilated_heads=dilated_heads)
     characters = torch.randint(0, VOCABULARY, (batch, sum(pieces)))
     expected = full_logits(model, characters, lookback)
     cache = WindowCache(model, lookback, batch, chunk)
@@ -71,7 +57,7 @@ def test_it_gives_the_full_forward_s_logits_wherever_a_text_is_cut(
 def test_one_character_at_a_time_gives_every_logit(
     dilation: tuple[int, ...], lookback: tuple[int, ...], seed: int
 ) -> None:
-    model = tiny_model(dilation, seed=seed)
+    model = tiny_model(seed, dilation=dilation)
     characters = torch.randint(0, VOCABULARY, (2, 100))
     cache = WindowCache(model, lookback, batch=2)
     found = torch.stack([cache.append(character) for character in characters.split(1, dim=1)], dim=1)
@@ -81,7 +67,7 @@ def test_one_character_at_a_time_gives_every_logit(
 def test_buffers_stay_where_they_are_in_the_windows_size() -> None:
     """Nothing is allocated anew, or grows, for a character: 2,000 of them, far beyond what the model can see."""
     dilation, lookback = (1, 2, 3), (3, 4, 5)
-    model = tiny_model(dilation)
+    model = tiny_model(dilation=dilation)
     cache = WindowCache(model, lookback)
 
     def buffers() -> list[tuple[int, int]]:
@@ -100,7 +86,7 @@ def test_buffers_stay_where_they_are_in_the_windows_size() -> None:
 
 
 def test_of_a_long_prompt_only_what_can_be_seen_is_read() -> None:
-    model, lookback = tiny_model((1, 2, 3)), (3, 4, 5)
+    model, lookback = tiny_model(), (3, 4, 5)
     characters = torch.randint(0, VOCABULARY, (1, 3000))
     cache, read = WindowCache(model, lookback), []
     cache.append(characters[:, :7])  # so that the rings hold what is beyond reach later
@@ -115,7 +101,7 @@ def test_of_a_long_prompt_only_what_can_be_seen_is_read() -> None:
 
 def test_positions_of_billions_give_the_same_logits() -> None:
     """Keys are turned by angles in float64: in float32 those of neighbours would be one from 2^24 on."""
-    model, lookback = tiny_model((1, 2, 3)), (3, 4, 5)
+    model, lookback = tiny_model(), (3, 4, 5)
     characters = torch.randint(0, VOCABULARY, (1, 60))
     cache = WindowCache(model, lookback)
     cache.position = 6 * 10**9
@@ -125,7 +111,7 @@ def test_positions_of_billions_give_the_same_logits() -> None:
 
 
 def test_forks_go_on_by_themselves() -> None:
-    model, lookback = tiny_model((1, 2, 3)), (3, 4, 5)
+    model, lookback = tiny_model(), (3, 4, 5)
     prompt, first, second = (torch.randint(0, VOCABULARY, (1, n)) for n in (20, 30, 30))
     cache = WindowCache(model, lookback)
     cache.append(prompt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch._dynamo.config as dynamo
@@ -10,20 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.trainer.character_models import SMALLER, tiny_config
 from trainer.engine.training import compile_blocks
-from trainer.model.charlm import CharacterConfig, CharacterModel, rotary_angles, turn
-
-
-def small(dilation: tuple[int, ...] = (1, 2, 3)) -> CharacterConfig:
-    return CharacterConfig(
-        vocab_size=11,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=32,
-        dilation=dilation,
-        initializer_range=0.3,
-    )
+from trainer.model.charlm import CausalSelfAttention, CharacterConfig, CharacterModel, rotary_angles, turn
 
 
 @pytest.mark.parametrize(("layers", "millions"), [(12, 38), (30, 95)])
@@ -44,7 +35,7 @@ def test_no_later_character_changes_a_logit_and_none_is_seen_from_beyond_its_rea
     dilation: tuple[int, ...], lookback: tuple[int, ...], place: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    config = small(dilation=dilation)
+    config = tiny_config(dilation=dilation)
     model = CharacterModel(config).eval()
     characters = torch.randint(0, 11, (1, 30))
     other = characters.clone()
@@ -60,7 +51,7 @@ def test_no_later_character_changes_a_logit_and_none_is_seen_from_beyond_its_rea
 
 def test_the_receptive_field_is_the_sum_of_the_layers() -> None:
     torch.manual_seed(0)
-    config, lookback = small(dilation=(1, 2, 3)), (2, 3, 4)
+    config, lookback = tiny_config(), (2, 3, 4)
     assert config.reach(lookback) == 2 + 6 + 12
     model = CharacterModel(config).eval()
     found = []
@@ -75,7 +66,7 @@ def test_the_receptive_field_is_the_sum_of_the_layers() -> None:
 
 def test_it_is_a_dense_causal_model_under_the_window_s_mask() -> None:
     torch.manual_seed(0)
-    config, lookback, N = small(), (3, 2, 4), 23
+    config, lookback, N = tiny_config(), (3, 2, 4), 23
     model = CharacterModel(config).eval()
     characters = torch.randint(0, 11, (2, N))
     hidden = model.embeddings(characters)
@@ -106,7 +97,7 @@ def test_what_is_not_scored_is_left_out_where_nothing_scored_depends_on_it(
     dilation: tuple[int, ...], lookback: tuple[int, ...], scored_from: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    config = small(dilation=dilation)
+    config = tiny_config(dilation=dilation)
     model = CharacterModel(config).eval()
     computed = []
     for layer in model.layers:
@@ -120,8 +111,28 @@ def test_what_is_not_scored_is_left_out_where_nothing_scored_depends_on_it(
 
 
 def test_each_layer_is_needed_from_where_the_next_looks_back_to() -> None:
-    assert small(dilation=(1, 2, 3)).needed_from((2, 3, 4), 35) == [15, 17, 23, 35]
-    assert small(dilation=(1, 2, 3)).needed_from((2, 3, 4), 14) == [0, 0, 2, 14]
+    assert tiny_config().needed_from((2, 3, 4), 35) == [15, 17, 23, 35]
+    assert tiny_config().needed_from((2, 3, 4), 14) == [0, 0, 2, 14]
+
+
+def test_attention_is_in_fp32_inside_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Appendix B: the products of weights alone are in bf16."""
+    seen: list[Any] = []
+    attend = CausalSelfAttention.attend
+
+    def look(self: CausalSelfAttention, *inputs: Any) -> torch.Tensor:
+        seen.extend(tensor.dtype for tensor in inputs[:3])
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return attend(self, *inputs)
+
+    monkeypatch.setattr(CausalSelfAttention, "attend", look)
+    model = CharacterModel(tiny_config(num_hidden_layers=1, dilation=()))
+    model.layers[0].attention.query_key_value.register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output.dtype)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.zeros(1, 9, dtype=torch.int64), (3,))
+    assert seen == [torch.bfloat16, *[torch.float32] * 3, False]
 
 
 def test_scores_depend_on_the_distance_alone() -> None:
@@ -147,20 +158,12 @@ def test_scores_depend_on_the_distance_alone() -> None:
 )
 def test_misfits_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        CharacterConfig.model_validate({**small().model_dump(), **changes})
+        tiny_config(**changes)
 
 
 def test_all_dilations_lengths_and_windows_are_compiled() -> None:
     """Layers share their code, of which torch keeps few graphs before it gives up: here training and evaluating."""
-    config = CharacterConfig(
-        vocab_size=5,
-        hidden_size=8,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=8,
-        dilated_heads=1,
-        dilation=(1, 2, 3, 4),
-    )
+    config = tiny_config(**SMALLER | {"num_hidden_layers": 4, "dilation": (1, 2, 3, 4)})
     model = CharacterModel(config)
     with dynamo.patch(recompile_limit=dynamo.recompile_limit, fail_on_recompile_limit_hit=True):
         compile_blocks([])

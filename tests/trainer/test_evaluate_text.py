@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from attention import backends
+from tests.trainer.character_models import SMALLER, tiny_model
 from trainer.batches.text import Alphabet
 from trainer.evaluate import main
 from trainer.evaluate_text import Renumbered, as_numbered_by
-from trainer.model.charlm import CharacterConfig, CharacterModel
+from trainer.model.charlm import CharacterModel
 from trainer.model.charlm_folder import CharacterDescription, TrainedText, write_character_model
 
 TEXT = "a naïve fable of a façade\n" * 20
@@ -33,19 +34,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stored(folder: Path, alphabet: Alphabet, text: TrainedText | None = None) -> CharacterModel:
-    torch.manual_seed(0)
-    config = CharacterConfig(
-        vocab_size=alphabet.size,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=8,
-        dilated_heads=1,
-        dilation=(1, 2),
-        initializer_range=0.5,
+    model = tiny_model(vocab_size=alphabet.size, **SMALLER)
+    write_character_model(
+        folder, CharacterDescription(model.config, LOOKBACK, alphabet, text), model.state_dict()
     )
-    model = CharacterModel(config).eval()
-    write_character_model(folder, CharacterDescription(config, LOOKBACK, alphabet, text), model.state_dict())
     return model
 
 

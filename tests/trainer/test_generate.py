@@ -16,10 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.character_models import tiny_model
 from trainer import generate
 from trainer.batches.text import Alphabet
 from trainer.engine.randomness import as_seed
-from trainer.model.charlm import CharacterConfig, CharacterModel
 from trainer.model.charlm_folder import CharacterDescription, load_character_model, write_character_model
 from trainer.model.sampling import Sampling
 
@@ -28,20 +28,11 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def save_model(folder: Path, alphabet: Alphabet, **changes: float) -> Path:
-    torch.manual_seed(0)
-    config = CharacterConfig(
-        vocab_size=alphabet.size,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=32,
-        dilation=(1, 2, 3),
-        initializer_range=0.3,
-    )
-    tensors = dict(CharacterModel(config).named_parameters())
+    model = tiny_model(vocab_size=alphabet.size)
+    tensors = dict(model.named_parameters())
     for name, value in changes.items():
         tensors[name] = torch.full_like(tensors[name], value)
-    write_character_model(folder, CharacterDescription(config, LOOKBACK, alphabet), tensors)
+    write_character_model(folder, CharacterDescription(model.config, LOOKBACK, alphabet), tensors)
     return folder
 
 
@@ -182,7 +173,9 @@ def test_a_model_that_gives_no_numbers_is_named(tmp_path: Path, command: Command
     assert said.startswith(f"generate: {folder}: found logits that are not finite")
 
 
-@pytest.mark.parametrize("changes", [{"lookback": [3, 4, 10**400]}, {"dilation": [1, 1 << 40, 1]}])
+@pytest.mark.parametrize(
+    "changes", [{"lookback": [3, 4, 10**400]}, {"lookback": [3, 1 << 36, 5], "dilation": [1, 1 << 16, 1]}]
+)
 def test_windows_that_no_memory_holds_are_named(
     changes: dict[str, list[int]], tmp_path: Path, command: Command
 ) -> None:
