@@ -40,5 +40,6 @@ def rewind(source: Path, target: Path, step: int) -> None:
     name = f"step-{step:08d}"
     shutil.copytree(source / "checkpoints" / name, target / "checkpoints" / name)
     lines = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
-    there = [line for line in lines if json.loads(line)["step"] <= step + 1]
-    (target / "metrics.jsonl").write_text("".join(there) + lines[len(there)][:20])
+    there = [line for line in lines if json.loads(line)["step"] <= step]
+    ahead = lines[len(there) :]  # a row, and of another as much as was written
+    (target / "metrics.jsonl").write_text("".join(there + ahead[:1]) + "".join(ahead[1:2])[:20])

@@ -223,7 +223,7 @@ def test_pretraining_continues_a_released_longformer(prefix: str, corpus: Path, 
         expected = theirs(batch.input_ids).logits.gather(1, batch.places[..., None].expand(-1, -1, 300))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
     # What its checkpoints will carry for the card.
-    about = json.loads(task.files()["about.json"])
+    about = json.loads(task.files(1)["about.json"])
     assert about["corpus"]["fingerprint"] == read_manifest(corpus)["fingerprint"]
     assert about["course"] == []
 

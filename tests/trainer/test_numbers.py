@@ -124,7 +124,7 @@ def test_resumed_in_between_it_is_the_same_run(launched: Path, name: str, last: 
 def test_updates_are_those_of_plain_torch(launched: Path) -> None:
     """AdamW over one whole batch in one process: its groups, clipping, rates and denominators, written out."""
     task = prepare(load_config(launched / "reference-0.yaml", [], Pretraining))
-    model, order = task.model.train(), SequenceOrder(task.sequences, 3)
+    model, order = task.model.train(), SequenceOrder(len(task.data), 3)
     matrices, others = (
         [p for p in model.parameters() if (p.dim() > 1) == is_matrix] for is_matrix in (True, False)
     )
