@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.trainer.estimated import kept_bytes
 from trainer.engine.character_estimate import character_layer_bytes, character_parameters
 from trainer.engine.flops import character_attention_flops, character_step_flops
 from trainer.model.charlm import CharacterConfig, CharacterModel
@@ -19,29 +20,15 @@ def config(layers: int, **changes: object) -> CharacterConfig:
 
 
 def kept(settings: CharacterConfig, precision: str) -> int:
-    """Bytes that autograd keeps beside parameters and their casts, over one forward pass."""
     model = CharacterModel(settings).train()
-    weights = {parameter.numel() for parameter in model.parameters()}
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    found: dict[int, int] = {}
-    alive: list[torch.Tensor] = []
-
-    def look(tensor: torch.Tensor) -> torch.Tensor:
-        alive.append(tensor)
-        where = tensor.untyped_storage().data_ptr()
-        if where not in own and tensor.numel() not in weights:
-            found[where] = tensor.untyped_storage().nbytes()
-        return tensor
-
     ids = torch.randint(50, (1, CHARACTERS))
     seeds = torch.zeros(1, settings.num_hidden_layers, dtype=torch.int64)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-    ):
+
+    def forward() -> None:
         logits = model(ids, (8,) * settings.num_hidden_layers, seeds)
         F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction="sum")
-    return sum(found.values())
+
+    return kept_bytes(model, precision, forward)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.estimated import TOKENS, encoder_config
+from tests.trainer.estimated import TOKENS, encoder_config, kept_bytes
 from trainer.engine import estimate
 from trainer.engine.config import Pretraining
 from trainer.engine.estimate import describe_plan, disk, layer_bytes, memory, parameter_count
@@ -42,28 +42,14 @@ def test_parameters_are_the_model_s() -> None:
 
 
 def kept(config: EncoderConfig, precision: str) -> int:
-    """Bytes that autograd keeps beside parameters and their casts, over one forward pass."""
     model = MaskedLanguageModel(config).train()
-    weights = {parameter.numel() for parameter in model.parameters()}
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    found: dict[int, int] = {}
-    alive: list[torch.Tensor] = []
-
-    def look(tensor: torch.Tensor) -> torch.Tensor:
-        alive.append(tensor)
-        where = tensor.untyped_storage().data_ptr()
-        if where not in own and tensor.numel() not in weights:
-            found[where] = tensor.untyped_storage().nbytes()
-        return tensor
-
     ids = torch.randint(4, config.vocab_size, (1, 333))
     seeds = torch.zeros(1, config.num_hidden_layers, dtype=torch.int64)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-    ):
-        masked_loss_sum(model(ids, torch.arange(5)[None], None, None, seeds), ids[:, :5])
-    return sum(found.values())
+    return kept_bytes(
+        model,
+        precision,
+        lambda: masked_loss_sum(model(ids, torch.arange(5)[None], None, None, seeds), ids[:, :5]),
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
