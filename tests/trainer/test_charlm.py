@@ -46,8 +46,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path, text: Path, name: str, **changes: Any) -> dict[str, Any]:
-    """Three phases of other lengths, windows, batches and numbers of passes, with dropout and dilation."""
-    shapes = [(16, 4, 1, [2, 4]), (32, 6, 2, [4, 8]), (48, 3, 1, [8, 16])]
+    """Three phases of other lengths, windows and batches, with dropout and dilation.
+
+    A step is two, one and two passes of each of two processes: an odd number lies before the last phase, where counting
+    on from those before would end each step a pass too soon.
+    """
+    shapes = [(16, 4, 1, [2, 4]), (32, 6, 3, [4, 8]), (48, 3, 1, [8, 16])]
     return {
         "run": str(folder / name),
         "text": {"path": str(text)},
@@ -174,7 +178,7 @@ def test_what_is_logged(characters: Path) -> None:
     evaluated = [row["step"] for row in rows(run) if "validation_bpc" in row]
     assert evaluated == [4, 8, 9, 12]  # every fourth step, and at the end of each phase
     output = (characters / "output").read_text()
-    assert "phase 2   5 steps of 6 sequences × 32 characters = 3 micro-batches of 2, 2 on each of 2" in output
+    assert "phase 2   5 steps of 6 sequences × 32 characters = 2 micro-batches of 3, 1 on each of 2" in output
 
 
 def test_the_update_is_that_of_the_plain_mathematics(characters: Path) -> None:
