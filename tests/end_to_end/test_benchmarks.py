@@ -36,6 +36,7 @@ from attention.benchmark.workload import (
 from attention.figure import save
 from pipeline.filters import FILTERS
 from trainer.benchmark import alone, charlm, charlm_step, step
+from trainer.benchmark.rounds import same_losses
 from trainer.model.heads import MaskedLanguageModel
 
 BOTH = ("forward", "forward+backward")
@@ -537,5 +538,5 @@ def test_a_method_has_the_allocator_asked_for_and_no_other(monkeypatch: pytest.M
 
 def test_losses_that_differ_are_told() -> None:
     rows = [{"losses": [2.0, 1.0]}, {"losses": [2.0, 1.00005]}]
-    assert step._agree(rows)
-    assert not step._agree([*rows, {"losses": [2.0, 1.001]}])
+    assert same_losses(rows, step.LOSSES_AGREE)
+    assert not same_losses([*rows, {"losses": [2.0, 1.001]}], step.LOSSES_AGREE)

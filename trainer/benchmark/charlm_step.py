@@ -16,9 +16,6 @@ Each lives in a process of its own, which keeps what it frees, as every training
 from __future__ import annotations
 
 import functools
-import statistics
-from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,9 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.benchmark.measure import Measured, clock_of
-from attention.benchmark.rates import Product, large_product, tile_product
-from trainer.benchmark.alone import Alone
+from attention.benchmark.rates import large_product
+from trainer.benchmark.rounds import same_losses, take_rounds, with_tiles
 from trainer.engine.allocator import keep_freed_memory
 from trainer.engine.flops import character_step_flops
 from trainer.model.charlm import CausalSelfAttention, CharacterConfig, CharacterLayer, CharacterModel
@@ -203,42 +199,28 @@ class CharacterStep:
 
 def measure_character_steps(setting: Setting, rounds: int, threads: int) -> dict[str, Any]:
     """A row for each method, and what they share."""
-    products: dict[str, Product] = {"torch.mm": large_product()}
+    products = {"torch.mm": large_product()}
     if setting.precision == "bf16":
         products["torch.mm in bfloat16"] = large_product(dtype=torch.bfloat16)
-    weights_rate, attention_rate = list(products)[-1], "torch.mm"
-    try:
-        products["brgemm tiles"] = tile_product(threads)
-        attention_rate = "brgemm tiles"
-    except RuntimeError as error:
-        print(f"no bound by brgemm tiles: {error}")
-    clock = clock_of(threads)
-    product_seconds: dict[str, list[float]] = {name: [] for name in products}
-    with ExitStack() as stack:
-        alone = {
-            name: stack.enter_context(Alone(partial(CharacterStep, name, setting), threads))
-            for name in METHODS
-        }
-        measured = {name: Measured([], process.peak_bytes) for name, process in alone.items()}
-        for _ in range(rounds):
-            for name, product in products.items():
-                product_seconds[name].append(clock(product.run))
-            for name, process in alone.items():
-                measured[name].seconds.append(process.step())
-    rates = {name: products[name].flops / statistics.median(found) for name, found in product_seconds.items()}
+    weights_rate = list(products)[-1]
+    products = with_tiles(products, threads)
+    attention_rate = "brgemm tiles" if "brgemm tiles" in products else "torch.mm"
+    makes = {name: partial(CharacterStep, name, setting) for name in METHODS}
+    taken = take_rounds(makes, products, rounds, threads)
+    rates, measured = taken.rates, taken.measured
     weights, attention = step_flops(setting)
     bound = weights / rates[weights_rate] + attention / rates[attention_rate]
     rows = []
     for name, found in measured.items():
         row: dict[str, Any] = {"method": name, "tokens_per_second": setting.tokens / found.median}
-        rows.append(row | {"losses": alone[name].losses} | found.as_dict(measured[OURS], bound))
+        rows.append(row | {"losses": taken.losses[name]} | found.as_dict(measured[OURS], bound))
     same = [row for row in rows if METHODS[row["method"]].same]
     return {
         "rates": rates,
         "bound": f"weights at the rate of {weights_rate}, attention at that of {attention_rate}",
         "flops": {"weights": weights, "attention": attention},
         "rows": rows,
-        "agree": _agree(same, SAME_LOSS[setting.precision]),
+        "agree": same_losses(same, SAME_LOSS[setting.precision]),
     }
 
 
@@ -248,12 +230,3 @@ def step_flops(setting: Setting) -> tuple[int, int]:
     weights = character_step_flops(config, [0] * len(setting.lookback), setting.tokens)
     pairs = character_step_flops(config, setting.lookback, setting.tokens) - weights
     return weights, pairs * 7 // 6
-
-
-def _agree(rows: Sequence[dict[str, Any]], tolerance: float) -> bool:
-    """Whether all had the same losses."""
-    return all(
-        abs(loss - expected) <= tolerance * abs(expected)
-        for row in rows
-        for loss, expected in zip(row["losses"], rows[0]["losses"], strict=True)
-    )

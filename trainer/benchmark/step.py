@@ -10,9 +10,7 @@ beside that, as every training on CPU does (`trainer.engine.allocator`).
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,10 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LongformerConfig, LongformerForMaskedLM
 
-from attention.benchmark.measure import Measured, clock_of
-from attention.benchmark.rates import Product, large_product, tile_product
+from attention.benchmark.rates import large_product
 from trainer.batches.masking import IGNORED, Masking
-from trainer.benchmark.alone import Alone
+from trainer.benchmark.rounds import same_losses, take_rounds, with_tiles
 from trainer.engine.allocator import keep_freed_memory
 from trainer.engine.flops import recomputed_flops, step_flops
 from trainer.model.folder import config_json, with_global_projections
@@ -137,25 +134,10 @@ def measure_steps(
     setting: Setting, rounds: int, threads: int, environment: dict[str, str], methods: Sequence[str]
 ) -> dict[str, Any]:
     """A row for each method, and what they share."""
-    products: dict[str, Product] = {"torch.mm": large_product()}
-    try:
-        products["brgemm tiles"] = tile_product(threads)
-    except RuntimeError as error:
-        print(f"no bound by brgemm tiles: {error}")
-    clock = clock_of(threads)
-    product_seconds: dict[str, list[float]] = {name: [] for name in products}
-    with ExitStack() as stack:
-        alone = {
-            name: stack.enter_context(Alone(partial(Step, name, setting), threads, environment))
-            for name in methods
-        }
-        measured = {name: Measured([], process.peak_bytes) for name, process in alone.items()}
-        for _ in range(rounds):
-            for name, product in products.items():
-                product_seconds[name].append(clock(product.run))
-            for name, process in alone.items():
-                measured[name].seconds.append(process.step())
-    rates = {name: products[name].flops / statistics.median(found) for name, found in product_seconds.items()}
+    makes = {name: partial(Step, name, setting) for name in methods}
+    products = with_tiles({"torch.mm": large_product()}, threads)
+    taken = take_rounds(makes, products, rounds, threads, environment)
+    rates, measured = taken.rates, taken.measured
     places = Batch(setting.config(), setting.tokens).places.shape[1]
     # What the hardware does: attention's scores once more in the backward pass.
     flops = step_flops(setting.config(), setting.tokens, places)
@@ -163,15 +145,13 @@ def measure_steps(
     rows = []
     for name, found in measured.items():
         row = {"method": name, "tokens_per_second": setting.tokens / found.median}
-        row |= {"losses": alone[name].losses} | found.as_dict(measured[methods[0]], 0)
+        row |= {"losses": taken.losses[name]} | found.as_dict(measured[methods[0]], 0)
         row["of_bound"] = {product: flops / found.median / rate for product, rate in rates.items()}
         rows.append(row)
-    return {"rates": rates, "places": places, "flops": flops, "rows": rows, "agree": _agree(rows)}
-
-
-def _agree(rows: Sequence[dict[str, Any]]) -> bool:
-    return all(
-        abs(loss - expected) <= LOSSES_AGREE * abs(expected)
-        for row in rows
-        for loss, expected in zip(row["losses"], rows[0]["losses"], strict=True)
-    )
+    return {
+        "rates": rates,
+        "places": places,
+        "flops": flops,
+        "rows": rows,
+        "agree": same_losses(rows, LOSSES_AGREE),
+    }

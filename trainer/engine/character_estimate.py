@@ -56,9 +56,8 @@ def character_memory(
     width = config.hidden_size
     layer = characters * character_layer_bytes(config, training.precision, on_gpu)
     mask = (1 if on_gpu else 4) if config.dropout else 0
-    ends = characters * (
-        mask * width + 16 + 4 * width + 8 + operand * width
-    )  # embeddings, ids; the last LayerNorm
+    # Embeddings and ids; the last LayerNorm's input and output.
+    ends = characters * (mask * width + 16 + 4 * width + 8 + operand * width)
     # The gradients of a layer's widest tensors, while its backward pass runs.
     passing = characters * (2 * operand * config.intermediate_size + 4 * 3 * width)
     if training.activation_checkpointing:
