@@ -19,6 +19,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from pipeline.shards import token_dtype, write_atomically
 from pipeline.tokenizer.engines import AUTO, Choice, choose, resolved
+from pipeline.tokenizer.ranks import entry_bytes
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (BOS, PAD, EOS, UNK, MASK)
@@ -140,6 +141,18 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens are shown as their strings."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def byte_lengths(self) -> np.ndarray:
+        """int64 (vocabulary_size,): the bytes of text that each id stands for, 0 for special tokens."""
+        lengths = np.zeros(self.vocabulary_size, np.int64)
+        for entry, index in orjson.loads(self._json)["model"]["vocab"].items():
+            if index not in self.special_ids:
+                lengths[index] = len(entry_bytes(entry))
+        return lengths
+
+    def added_ids(self) -> dict[str, int]:
+        """The ids of the tokens that the file declares beside its vocabulary's merges, special ones included."""
+        return {token["content"]: token["id"] for token in orjson.loads(self._json)["added_tokens"]}
 
     def named_special_ids(self) -> dict[str, int]:
         """The five by role, as a corpus's manifest records them."""

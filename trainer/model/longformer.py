@@ -93,13 +93,21 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Windowed self-attention with local projections only: masked-language modelling has no global tokens."""
+    """Windowed self-attention; global tokens have projections of their own, or share those of the others.
 
-    def __init__(self, config: EncoderConfig, layer: int) -> None:
+    Masked-language modelling has no global tokens, and a model for it no `*_global`.
+    """
+
+    def __init__(self, config: EncoderConfig, layer: int, global_projections: bool) -> None:
         super().__init__()
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        if global_projections:
+            self.query_global = nn.Linear(config.hidden_size, config.hidden_size)
+            self.key_global = nn.Linear(config.hidden_size, config.hidden_size)
+            self.value_global = nn.Linear(config.hidden_size, config.hidden_size)
+        self.global_projections = global_projections
         self.heads = config.num_attention_heads
         self.window = config.attention_window[layer] if config.architecture == "longformer" else None
         self.dropout_p = config.attention_probs_dropout_prob
@@ -110,12 +118,17 @@ class SelfAttention(nn.Module):
         attention_mask: Tensor | None,
         document_ids: Tensor | None,
         dropout_seed: Tensor | None,
+        global_mask: Tensor | None,
     ) -> Tensor:
         B, N, _ = hidden.shape
 
         def heads(projected: Tensor) -> Tensor:
             return projected.view(B, N, self.heads, -1).transpose(1, 2)  # (B, H, N, D)
 
+        query_global = key_global = value_global = None
+        if global_mask is not None and self.global_projections:
+            query_global = heads(self._global_queries(hidden, global_mask))
+            key_global, value_global = heads(self.key_global(hidden)), heads(self.value_global(hidden))
         attended = windowed_attention(
             heads(self.query(hidden)),
             heads(self.key(hidden)),
@@ -125,8 +138,17 @@ class SelfAttention(nn.Module):
             document_ids=document_ids,
             dropout_p=self.dropout_p if self.training else 0.0,
             dropout_seed=dropout_seed,
+            global_attention_mask=global_mask,
+            query_global=query_global,
+            key_global=key_global,
+            value_global=value_global,
         )
         return attended.transpose(1, 2).reshape(B, N, -1)
+
+    def _global_queries(self, hidden: Tensor, global_mask: Tensor) -> Tensor:
+        """query_global (B, N, hidden_size) of the global tokens, 0 of the others: nobody reads those."""
+        own = self.query_global(hidden[global_mask])
+        return own.new_zeros(hidden.shape).masked_scatter(global_mask[..., None], own)
 
 
 class ResidualOutput(nn.Module):
@@ -145,9 +167,9 @@ class ResidualOutput(nn.Module):
 class Attention(nn.Module):
     """Self-attention and its output projection, under the names `attention.self` and `attention.output`."""
 
-    def __init__(self, config: EncoderConfig, layer: int) -> None:
+    def __init__(self, config: EncoderConfig, layer: int, global_projections: bool) -> None:
         super().__init__()
-        self.self = SelfAttention(config, layer)
+        self.self = SelfAttention(config, layer, global_projections)
         self.output = ResidualOutput(config.hidden_size, config)
 
 
@@ -163,9 +185,9 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: EncoderConfig, layer: int) -> None:
+    def __init__(self, config: EncoderConfig, layer: int, global_projections: bool) -> None:
         super().__init__()
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config, layer, global_projections)
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate_size, config)
 
@@ -176,12 +198,13 @@ class Layer(nn.Module):
         document_ids: Tensor | None,
         dropout_seed: Tensor | None,
         places: Tensor | None = None,
+        global_mask: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, N, hidden_size) to the next layer's, or, with `places` (B, M), to those of these tokens.
 
         Tokens meet in attention alone: of what comes after it, nothing need be computed that nobody will read.
         """
-        attended = self.attention.self(hidden, attention_mask, document_ids, dropout_seed)
+        attended = self.attention.self(hidden, attention_mask, document_ids, dropout_seed, global_mask)
         if places is not None:
             attended, hidden = at_places(attended, places), at_places(hidden, places)
         hidden = self.attention.output(attended, hidden)
@@ -196,19 +219,21 @@ def at_places(hidden: Tensor, places: Tensor) -> Tensor:
 class LayerStack(nn.Module):
     """The layers under the name `encoder.layer`."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, global_projections: bool) -> None:
         super().__init__()
-        self.layer = nn.ModuleList([Layer(config, index) for index in range(config.num_hidden_layers)])
+        self.layer = nn.ModuleList(
+            [Layer(config, index, global_projections) for index in range(config.num_hidden_layers)]
+        )
 
 
 class Encoder(nn.Module):
     """Token ids (B, N) to hidden states (B, N, hidden_size), or of some tokens (B, M, hidden_size)."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, global_projections: bool = False) -> None:
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.encoder = LayerStack(config)
+        self.encoder = LayerStack(config, global_projections)
         self.activation_checkpointing = False
 
     def forward(
@@ -218,23 +243,27 @@ class Encoder(nn.Module):
         document_ids: Tensor | None = None,
         dropout_seeds: Tensor | None = None,
         places: Tensor | None = None,
+        global_mask: Tensor | None = None,
     ) -> Tensor:
         """Encode a batch.
 
         attention_mask (B, N) is 1 at real tokens, None where all are real; document_ids (B, N) keep packed documents
         apart, None lets them see each other; dropout_seeds (B, layers) int64 fix the attention dropout, None draws;
-        places (B, M) are the tokens whose hidden states are wanted, None wants all.
+        places (B, M) are the tokens whose hidden states are wanted, None wants all; global_mask (B, N) is 1 at tokens
+        that see, and are seen by, all of their row (in full attention all do, and the mask says nothing).
         """
+        if self.config.architecture == "roberta":
+            global_mask = None
         hidden = self.embeddings(input_ids)
         for index, layer in enumerate(self.encoder.layer):
             seed = None if dropout_seeds is None else dropout_seeds[:, index]
             read = places if index == len(self.encoder.layer) - 1 else None
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(
-                    layer, hidden, attention_mask, document_ids, seed, read, use_reentrant=False
+                    layer, hidden, attention_mask, document_ids, seed, read, global_mask, use_reentrant=False
                 )
             else:
-                hidden = layer(hidden, attention_mask, document_ids, seed, read)
+                hidden = layer(hidden, attention_mask, document_ids, seed, read, global_mask)
         return hidden
 
 
