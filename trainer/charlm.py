@@ -121,6 +121,9 @@ class CharacterModelling:
     def blocks(self) -> Iterable[nn.Module]:
         return self.model.layers
 
+    def arranged(self, chosen: np.ndarray) -> np.ndarray:
+        return chosen
+
     def micro_batch(self, step: int, chosen: np.ndarray, places: np.ndarray) -> CharacterBatch:
         """Pieces of the text; where an epoch begins to cut it is drawn, so that borders fall elsewhere each time."""
         place = self.phases.at(step)

@@ -38,6 +38,9 @@ from trainer.model.folder import (
 )
 from trainer.model.json_files import read_json
 from trainer.model.provenance import ABOUT
+from trainer.model.task_card import finetuned_card
+from trainer.model.task_folder import FINETUNED, write_task_model
+from trainer.model.tokenizer_files import TOKENIZER_FILES
 
 
 def export_checkpoint(checkpoint: Path, to: Path) -> None:
@@ -48,6 +51,8 @@ def export_checkpoint(checkpoint: Path, to: Path) -> None:
         raise InputError(str(error)) from error
     if is_character_model(checkpoint):
         _export_characters(opened, to)
+    elif (checkpoint / FINETUNED).is_file():
+        _export_finetuned(opened, to)
     else:
         _export_encoder(opened, to)
 
@@ -61,6 +66,21 @@ def _export_characters(opened: Checkpoint, to: Path) -> None:
     with _facts_of(opened) as about:
         card = character_card(described, parameters, opened.facts, about)
     write_character_model(to, described, tensors, card)
+
+
+def _export_finetuned(opened: Checkpoint, to: Path) -> None:
+    """Encoder and heads, as transformers loads them where it has such heads, with what their input needs."""
+    folder = opened.folder
+    config, settings = read_config(folder), read_json(folder / "config.json")
+    tensors = opened.weights()
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    description = read_json(folder / FINETUNED)
+    with _facts_of(opened) as about:
+        architecture = settings["architectures"][0]
+        card = finetuned_card(config, parameters, opened.facts, about, description, architecture)
+    names = [FINETUNED, *(name for name in TOKENIZER_FILES if (folder / name).is_file())]
+    files = {name: (folder / name).read_bytes() for name in names}
+    write_task_model(to, settings, tensors, files, card)
 
 
 @contextmanager

@@ -112,6 +112,9 @@ class MaskedLanguageModelling:
     def blocks(self) -> Iterable[nn.Module]:
         return self.model.encoder.encoder.layer
 
+    def arranged(self, chosen: np.ndarray) -> np.ndarray:
+        return chosen
+
     def micro_batch(self, step: int, chosen: np.ndarray, places: np.ndarray) -> MaskedBatch:
         """Masks are a function of (seed, step, place): a sequence that a small corpus repeats in a batch gets other
         ones."""

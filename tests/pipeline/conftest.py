@@ -22,15 +22,6 @@ from pipeline.tokenizer import SPECIAL_TOKENS
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The real texts and the real tokenizer."""
-    folder = Path(os.environ.get("LONGSPAN_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real data: {folder} is absent; LONGSPAN_DATA can name another folder")
-    return folder
-
-
 def words(generator: random.Random, count: int) -> str:
     """A text of `count` words of a small vocabulary, in lines, with some characters beyond ASCII."""
     syllables = ["ba", "ce", "di", "fo", "gu", "lé", "mö", "na", "pi", "日本", "ru", "ста", "ti", "vo", "🙂"]

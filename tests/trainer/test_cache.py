@@ -139,7 +139,7 @@ def test_one_copies_and_the_others_wait(
     assert len(found) == 4
     assert len(set(found)) == 1
     assert sorted(fetched) == sorted(shards(remote))
-    assert "waiting for another process that copies" in capsys.readouterr().err
+    assert "waiting for another process that prepares" in capsys.readouterr().err
 
 
 def test_damage_is_named_and_never_gets_a_name(remote: Storage, tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import LongformerConfig, LongformerForSequenceClassification
 
 from tests.trainer.overfit import figures, overfit, real_wordpieces, small_model
 from trainer.batches.examples import as_batch
-from trainer.engine.config import InputError
+from trainer.engine.config import InputError, problems
 from trainer.model.longformer import EncoderConfig
 from trainer.model.task_model import TaskModel
 from trainer.tasks import rows
@@ -207,10 +208,13 @@ def test_an_endless_article_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     fitting = pair(tmp_path)
-    with pytest.raises(InputError, match=r"task\.ground_truth: found None, expected the XML"):
-        fitting.model_copy(update={"ground_truth": None}).task()
-    with pytest.raises(InputError, match=r"task\.split_file: found None, expected hp-splits.json"):
-        fitting.model_copy(update={"split": "published"}).task()
+    changed = fitting.model_dump() | {"ground_truth": None, "split": "published"}
+    with pytest.raises(ValidationError) as caught:
+        HyperpartisanSettings.model_validate(changed)
+    assert problems(caught.value) == [
+        "ground_truth: found None, expected the XML with the labels",
+        "split_file: found None, expected hp-splits.json",
+    ]
 
 
 # ---- IMDB ------------------------------------------------------------------------------------------------------------

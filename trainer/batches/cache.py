@@ -110,7 +110,7 @@ def alone(folder: Path, location: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"waiting for another process that copies {location}", file=sys.stderr, flush=True)
+                print(f"waiting for another process that prepares {location}", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

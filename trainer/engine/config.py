@@ -253,6 +253,7 @@ FREE_KEYS = (
     "activation_checkpointing",
     "compile",
     "deterministic",
+    "cache_dir",
     "zero_stage",
 )
 
@@ -372,7 +373,10 @@ def problems(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors():
         # A union's branches add their own names to the location; the user wrote only the keys.
-        key = ".".join(str(part) for part in problem["loc"] if part != "str" and "NewModel" not in str(part))
+        where = problem["loc"]
+        if len(where) > 1 and where[0] == "task":  # whose section is one of several, by name
+            where = (where[0], *where[2:])
+        key = ".".join(str(part) for part in where if part != "str" and "NewModel" not in str(part))
         if problem["type"] == "extra_forbidden":
             lines.append(f"{key}: unknown key")
         elif problem["type"] == "missing":
@@ -435,13 +439,22 @@ def describe(section: type[BaseModel], prefix: str = "") -> str:
     fields = sorted(
         section.model_fields.items(),
         key=lambda item: (
-            as_section(item[1].annotation) is not None or get_origin(item[1].annotation) is tuple,
+            as_section(item[1].annotation) is not None
+            or get_origin(item[1].annotation) is tuple
+            or item[1].discriminator is not None,
             not item[1].is_required(),
         ),
     )
     for name, field in fields:
         inner = as_section(field.annotation)
         key = prefix + name
+        if field.discriminator:  # one of several sections, by its name
+            for each in map(as_section, get_args(field.annotation)):
+                assert each
+                chosen = get_args(each.model_fields["name"].annotation)[0]
+                lines += [f"\n{key}, where {key}.name is {chosen}: {(each.__doc__ or '').strip()}"]
+                lines.append(describe(each, f"{key}."))
+            continue
         entries = [as_section(kind) for kind in get_args(field.annotation)]
         if get_origin(field.annotation) is tuple and entries[0]:
             lines += [f"\n{key}: {(entries[0].__doc__ or '').strip()}", describe(entries[0], f"{key}.0.")]
@@ -451,6 +464,6 @@ def describe(section: type[BaseModel], prefix: str = "") -> str:
             continue
         default = "" if field.is_required() else f" [{field.get_default(call_default_factory=True)}]"
         lines.append(f"  --{key}{default}  {field.description or ''}".rstrip())
-        if name == "model":
+        if name == "model" and NewModel in get_args(field.annotation):
             lines += [f"    {(NewModel.__doc__ or '').strip()}", describe(NewModel, "  model.")]
     return "\n".join(lines)

@@ -43,6 +43,7 @@ from trainer.engine.network import interface_towards
 from trainer.engine.phases import Phase
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+RATE_SCALE = "rate_scale"  # what a model marks parameters with that learn faster or slower than the others
 Result = TypeVar("Result")
 
 
@@ -276,7 +277,7 @@ class Engine:
     def update(self, learning_rate: float) -> None:
         """Take the optimizer's step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group[RATE_SCALE]
         self.engine.step()
 
     def skip(self) -> None:
@@ -352,9 +353,10 @@ def _passes(phase: Phase) -> int:
 
 
 def parameter_groups(model: nn.Module, settings: AdamW) -> list[dict[str, Any]]:
-    """Two groups: weights decay, biases and LayerNorms do not (allenai's script).
+    """Groups by weight decay and learning rate: weights decay, biases and LayerNorms do not (allenai's script).
 
-    Nor do parameters that a model marks with `decays = False`.
+    Nor do parameters that a model marks with `decays = False`. Those that it marks with a `rate_scale` learn at so many
+    times the schedule's rate.
     """
     norms = {
         id(parameter)
@@ -362,17 +364,16 @@ def parameter_groups(model: nn.Module, settings: AdamW) -> list[dict[str, Any]]:
         if isinstance(module, nn.LayerNorm)
         for parameter in module.parameters()
     }
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             bare = name.endswith("bias") or id(parameter) in norms
-            (decayed if getattr(parameter, "decays", not bare) else kept).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+            decay = settings.weight_decay if getattr(parameter, "decays", not bare) else 0.0
+            groups.setdefault((decay, getattr(parameter, RATE_SCALE, 1.0)), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, RATE_SCALE: scale}
+        for (decay, scale), parameters in groups.items()
     ]
-    return [group for group in groups if group["params"]]
 
 
 def monitors(run: Path, wandb: WeightsAndBiases) -> Callable[[dict[str, float], int], None]:

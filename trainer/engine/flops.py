@@ -40,6 +40,15 @@ def step_flops(
     return 2 * (products * weights + 6 * width * _pairs(config, tokens, sequences, documents))
 
 
+def rows_flops(config: EncoderConfig, lengths: Sequence[int]) -> int:
+    """Model FLOPs of forward and backward of an encoder over rows of these lengths, which a downstream task reads.
+
+    Without its global tokens and its head: they are few beside the band and the layers' weights.
+    """
+    weights = _layers_products(config, sum(lengths), sum(lengths))
+    return 2 * (3 * weights + 6 * config.hidden_size * _pairs(config, 0, 0, lengths))
+
+
 def character_step_flops(
     config: CharacterConfig, lookback: Sequence[int], characters: int, sequences: int = 1
 ) -> int:
@@ -106,7 +115,8 @@ def _layers_products(config: EncoderConfig, tokens: int, read: int) -> int:
 def _pairs(config: EncoderConfig, tokens: int, sequences: int, documents: Sequence[int] | None) -> int:
     """Visible pairs of a head, over all layers."""
     lengths = [tokens] * sequences if documents is None else documents
-    windows = config.attention_window or [2 * tokens] * config.num_hidden_layers  # RoBERTa's sees everything
+    # RoBERTa's sees everything.
+    windows = config.attention_window or [2 * max(lengths, default=0)] * config.num_hidden_layers
     counted = {
         (length, window): visible_pairs(length, window) for length in set(lengths) for window in windows
     }

@@ -29,6 +29,8 @@ SHOWN: dict[str, Callable[[float], str]] = {
 }
 LABELS = {"learning_rate": "lr", "tokens_per_second": "tokens/s", "validation_bpc": "validation bpc"}
 LINE = ("bpc", "validation_bpc", "learning_rate", "tokens_per_second", "mfu")
+VALIDATION = "validation_"
+"""How figures of held-out data begin."""
 
 
 class Monitor:
@@ -78,7 +80,8 @@ class Monitor:
     def log(self, row: Mapping[str, Any]) -> None:
         """Write one row, of a training step or of an evaluation: `step`, and whatever figures there are.
 
-        bpc, validation_bpc, learning_rate, tokens_per_second and mfu also go to the progress line.
+        bpc, or where it has none its loss, learning_rate, tokens_per_second, mfu and all figures of held-out data also
+        go to the progress line.
         """
         row = append_row(self.path, row)
         figures = {
@@ -87,7 +90,13 @@ class Monitor:
             if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
         }
         self.write_events(figures, row["step"])
-        shown = {LABELS.get(name, name): SHOWN[name](figures[name]) for name in LINE if name in figures}
+        held_out = [name for name in figures if name.startswith(VALIDATION)]
+        loss = [] if "bpc" in figures else ["loss"]
+        shown = {
+            LABELS.get(name, name.removeprefix(VALIDATION)): SHOWN.get(name, "{:.4f}".format)(figures[name])
+            for name in dict.fromkeys([*loss, *held_out, *LINE])
+            if name in figures
+        }
         if self.bar.disable:
             words = [
                 f"step {row['step']:,}/{self.steps:,}",

@@ -81,6 +81,9 @@ class Task(Protocol):
     def blocks(self) -> Iterable[nn.Module]:
         """The model's layers, which torch.compile takes one by one."""
 
+    def arranged(self, chosen: np.ndarray) -> np.ndarray:
+        """A step's sequences in the order in which micro-batches take them: those of one length together, say."""
+
     def micro_batch(self, step: int, chosen: np.ndarray, places: np.ndarray) -> Batch:
         """The batch of the sequences `chosen`, at `places` of the step's batch: a function of these and the seed."""
 
@@ -168,7 +171,7 @@ def step_batches(task: Task, engine: Engine, first: int) -> Iterator[StepBatch]:
     def make(step: int) -> StepBatch:
         place = phases.at(step)
         size = place.phase.micro_batch_size
-        chosen = orders[place.phase.sequences].stretch(place.taken, place.phase.batch_size)
+        chosen = task.arranged(orders[place.phase.sequences].stretch(place.taken, place.phase.batch_size))
         passes = []
         try:
             for number, weight in engine.assigned(place.phase):

@@ -177,8 +177,9 @@ def _misfits(config: EncoderConfig) -> list[str]:
     return wrong
 
 
-def config_json(config: EncoderConfig, head: bool = True) -> dict[str, Any]:
-    """What `transformers` reads for this encoder, with or without its masked-language-model head."""
+def config_json(config: EncoderConfig, model: str = "ForMaskedLM") -> dict[str, Any]:
+    """What `transformers` reads for this encoder and the head on it, by the end of its model's name there: "Model" for
+    none."""
     values = config.as_dict()
     del values["architecture"]
     if config.architecture == "roberta":
@@ -186,7 +187,7 @@ def config_json(config: EncoderConfig, head: bool = True) -> dict[str, Any]:
     if config.base_model:
         values["base_model"] = config.base_model
     return {
-        "architectures": [_CLASS_NAMES[config.architecture] + ("ForMaskedLM" if head else "Model")],
+        "architectures": [_CLASS_NAMES[config.architecture] + model],
         "model_type": config.architecture,
         "hidden_act": "gelu",
         "position_embedding_type": "absolute",

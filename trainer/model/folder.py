@@ -113,7 +113,7 @@ def write_model(
     }
     with replaced(folder, MODEL_FILES) as beside:
         save_tensors(beside / "model.safetensors", named)
-        settings = json.dumps(config_json(config, head), indent=2) + "\n"
+        settings = json.dumps(config_json(config, "ForMaskedLM" if head else "Model"), indent=2) + "\n"
         (beside / "config.json").write_text(settings, encoding="utf-8")
         if card:
             (beside / CARD).write_text(card, encoding="utf-8")

@@ -25,14 +25,14 @@ _VERSIONS = ("longspan", "torch", "deepspeed")
 
 def run_facts(metrics: Path, corpus: Mapping[str, Any]) -> dict[str, Any]:
     """The facts about a run as far as its metrics.jsonl goes, and its `corpus_facts`."""
-    rows = _rows(metrics)
+    rows = metrics_rows(metrics)
     trained = [row for row in rows if "bpc" in row]
     scored = [row for row in rows if _VALIDATION in row]
     return {
-        "course": [{key: row[key] for key in _FIGURES if key in row} for row in _spread(trained)],
-        "validation": [{key: row[key] for key in ("step", _VALIDATION)} for row in _spread(scored)],
+        "course": [{key: row[key] for key in _FIGURES if key in row} for row in spread(trained)],
+        "validation": [{key: row[key] for key in ("step", _VALIDATION)} for row in spread(scored)],
         "corpus": dict(corpus),
-        "versions": {name: found for name in _VERSIONS if (found := _version(name))},
+        "versions": versions(),
     }
 
 
@@ -60,7 +60,7 @@ def corpus_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows(metrics: Path) -> list[dict[str, Any]]:
+def metrics_rows(metrics: Path) -> list[dict[str, Any]]:
     """The rows; one that a kill cut short is passed over."""
     rows = []
     if metrics.is_file():
@@ -74,11 +74,16 @@ def _rows(metrics: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """At most POINTS rows, the first and the last among them, evenly between."""
     if len(rows) <= POINTS:
         return rows
     return [rows[round(number * (len(rows) - 1) / (POINTS - 1))] for number in range(POINTS)]
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide what is computed."""
+    return {name: found for name in _VERSIONS if (found := _version(name))}
 
 
 def _version(package: str) -> str:

@@ -14,12 +14,18 @@ class TaskModel(nn.Module):
     """The encoder is named `roberta` or `longformer`, and heads as in transformers' models for the task."""
 
     def __init__(
-        self, config: EncoderConfig, heads: Mapping[str, nn.Module], global_projections: bool = True
+        self,
+        config: EncoderConfig,
+        heads: Mapping[str, nn.Module],
+        global_projections: bool = True,
+        global_attention: bool = True,
     ) -> None:
-        """`global_projections`: global tokens have their own; a RoBERTa, in which all tokens see all, never does."""
+        """`global_projections`: global tokens have their own; a RoBERTa, in which all tokens see all, never does.
+        `global_attention`: whether any token is global."""
         super().__init__()
         self.config = config
-        own = global_projections and config.architecture == "longformer"
+        self.global_attention = global_attention and config.architecture == "longformer"
+        own = self.global_attention and global_projections
         self.add_module(config.architecture, Encoder(config, own))
         for name, head in heads.items():
             self.add_module(name, head)

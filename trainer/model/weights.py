@@ -85,6 +85,16 @@ def read_model(folder: Path) -> StoredModel:
     return StoredModel(family, config, tensors, left_out)
 
 
+def read_left_out(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors that `read_model` has left out, by the names of the file, as float32."""
+    wanted, files = set(names), weight_files(folder)
+    if files[0].suffix == ".safetensors":
+        found = _each(files, lambda file, name: file.get_tensor(name) if name in wanted else None)
+    else:
+        found = {name: tensor for name, tensor in _unpickle(files).items() if name in wanted}
+    return {name: tensor.to(torch.float32, copy=True) for name, tensor in found.items() if tensor is not None}
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights, all of them there."""
     for name in _FILES:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from pipeline.shards import write_atomically
@@ -68,6 +68,20 @@ class HyperpartisanSettings(TaskSettings):
         None, description="the published hp-splits.json: lists train, dev, test of ids"
     )
 
+    @model_validator(mode="after")
+    def _files_fit(self) -> HyperpartisanSettings:
+        wrong = []
+        rows = self.articles.suffix in (".jsonl", ".parquet")
+        if rows == (self.ground_truth is not None):
+            expected = "none beside the hub's rows" if rows else "the XML with the labels"
+            wrong.append(f"ground_truth: found {self.ground_truth}, expected {expected}")
+        if (self.split == "published") != (self.split_file is not None):
+            expected = "hp-splits.json" if self.split == "published" else "none for a stratified split"
+            wrong.append(f"split_file: found {self.split_file}, expected {expected}")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
     def task(self) -> Hyperpartisan:
         return Hyperpartisan(self)
 
@@ -96,6 +110,13 @@ class ClassificationSettings(TaskSettings):
     labels: list[str] | None = Field(
         None, min_length=2, description="all labels, in the model's order; null: those in train, sorted"
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _each_once(cls, labels: list[str] | None) -> list[str] | None:
+        if labels is not None and len(set(labels)) < len(labels):
+            raise ValueError(f"found {_list(labels)}, expected each once")
+        return labels
 
     def task(self) -> OwnClassification:
         return OwnClassification(self)
@@ -226,13 +247,6 @@ class Hyperpartisan(ClassificationTask):
 
     def __init__(self, settings: HyperpartisanSettings) -> None:
         self.settings = settings
-        rows = settings.articles.suffix in (".jsonl", ".parquet")
-        if rows == (settings.ground_truth is not None):
-            expected = "none beside the hub's rows" if rows else "the XML with the labels"
-            raise InputError(f"task.ground_truth: found {settings.ground_truth}, expected {expected}")
-        if (settings.split == "published") != (settings.split_file is not None):
-            expected = "hp-splits.json" if settings.split == "published" else "none for a stratified split"
-            raise InputError(f"task.split_file: found {settings.split_file}, expected {expected}")
 
     def splits(self) -> tuple[Split, ...]:
         return SPLITS
@@ -327,8 +341,6 @@ class OwnClassification(ClassificationTask):
         self.settings = settings
         self._labels: tuple[str, ...] | None = None
         if settings.labels is not None:
-            if len(set(settings.labels)) < len(settings.labels):
-                raise InputError(f"task.labels: found {_list(settings.labels)}, expected each once")
             self._labels = tuple(settings.labels)
 
     @property

@@ -35,7 +35,8 @@ class TaskSettings(Section):
     """
 
     def task(self) -> DownstreamTask:
-        """The task under these settings; files are not yet opened."""
+        """The task under these settings. It opens no file and asks for no path until `files` or `read`: the task of a
+        finetuned model, which only encodes and predicts, has none. What does not fit together a validator says."""
         raise NotImplementedError
 
 

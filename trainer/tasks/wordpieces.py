@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import orjson
 
 from pipeline.tokenizer import Tokenizer
 from trainer.engine.config import InputError
@@ -84,6 +85,19 @@ class Wordpieces:
                 self._added[token] = self.size
                 self.size += 1
         self._bytes = tokenizer.byte_lengths()
+
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer's files for `transformers.AutoTokenizer`, by name, with the tokens that the task has added."""
+        files = self.tokenizer.files()
+        stored = orjson.loads(files["tokenizer.json"])
+        known = {token["content"] for token in stored["added_tokens"]}
+        stored["added_tokens"] += [
+            {"id": index, "content": token, "special": True, "normalized": False}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+            for token, index in self._added.items()
+            if token not in known
+        ]
+        return files | {"tokenizer.json": orjson.dumps(stored) + b"\n"}
 
     @property
     def added(self) -> dict[str, int]:

@@ -1,0 +1,78 @@
+"""The README.md of a finetuned model's folder, and the facts that travel with its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.model.longformer import EncoderConfig
+from trainer.model.markdown import fenced, table
+from trainer.model.provenance import metrics_rows, spread, versions
+
+_COURSE = ("step", "loss", "learning_rate", "epoch")
+
+
+def finetuning_facts(metrics: Path, task: str) -> dict[str, Any]:
+    """What a card tells of a run, as far as its metrics.jsonl goes; of bounded size, and without paths."""
+    rows = metrics_rows(metrics)
+    trained = [{key: row[key] for key in _COURSE if key in row} for row in rows if "loss" in row]
+    scored = [
+        {key: value for key, value in row.items() if key == "step" or key.startswith("validation_")}
+        for row in rows
+        if any(key.startswith("validation_") for key in row)
+    ]
+    return {"task": task, "course": spread(trained), "validation": spread(scored), "versions": versions()}
+
+
+def finetuned_card(
+    config: EncoderConfig,
+    parameters: int,
+    state: Mapping[str, Any],
+    about: Mapping[str, Any],
+    description: Mapping[str, Any],
+    architecture: str,
+) -> str:
+    """The card of a model exported from a finetuning's checkpoint."""
+    kind = "Longformer" if config.architecture == "longformer" else "RoBERTa"
+    settings, step, task = state["config"], state["step"], about["task"]
+    sizes = [
+        ("parameters", f"{parameters:,}"),
+        (
+            "layers × width, heads",
+            f"{config.num_hidden_layers} × {config.hidden_size}, {config.num_attention_heads}",
+        ),
+        ("tokens of a row", f"{description['sequence_length']:,}, longer contexts: {description['longer']}"),
+        ("global tokens", "as the task's" if description["global_attention"] else "none"),
+        ("updates", f"{step:,}"),
+        ("examples", f"{state['examples']['count']:,}"),
+    ]
+    front: dict[str, Any] = {"tags": [config.architecture, task, "longspan"]}
+    if config.base_model:
+        front["base_model"] = config.base_model.partition("@")[0]
+    parts = [
+        "---\n" + yaml.safe_dump(front) + "---",
+        f"# {kind} finetuned on {task}",
+        "After the Longformer paper's section 6 and appendix D. Made with Longspan.",
+        table(("", ""), sizes),
+        _table(about.get("course", [])),
+        _table(about.get("validation", [])),
+        "## Use",
+        fenced("python -m trainer.predict --model . --data FILE --output FILE", "sh"),
+        f"transformers loads it as {architecture}."
+        + ("" if "For" in architecture else " The heads lie beside the encoder in model.safetensors."),
+        "## Again",
+        fenced("deepspeed trainer/finetune.py --config config.yaml --run RUN --model MODEL", "sh"),
+        "with this config.yaml, and the task's files:",
+        fenced(yaml.safe_dump({"task": description["task"], **settings}, sort_keys=False), "yaml"),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    names = list(rows[0])
+    return table(tuple(names), [tuple(f"{row[name]:.5g}" for name in names if name in row) for row in rows])

@@ -1,0 +1,166 @@
+"""Predictions of a finetuned model, in the task's official submission format.
+
+    python -m trainer.predict --model RUN/export --data FILE --output FILE [--score]
+
+DATA is one's own documents or the task's official file; trainer/README.md has the layouts. The model's folder knows the
+task and how its input is made. --score prints the official metric as one line of JSON: the data must have the answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from trainer.batches.example_batches import predictions
+from trainer.engine.config import InputError, load_config
+from trainer.model.folder import locate_model, read_tokenizer
+from trainer.model.task_folder import FINETUNED, Projections, load_task_model
+from trainer.model.task_model import TaskModel
+from trainer.tasks.config import Finetuning
+from trainer.tasks.description import TaskDescription, read_description
+from trainer.tasks.example import Example, Skipped
+from trainer.tasks.example_store import encode_all
+from trainer.tasks.task import SPLITS, DownstreamTask, Split
+from trainer.tasks.wordpieces import Wordpieces
+
+BLOCK = 256
+"""Examples that are held, and sorted by length, at one time."""
+
+
+def load_finetuned(location: str | Path) -> tuple[TaskModel, DownstreamTask, Wordpieces, TaskDescription]:
+    """A finetuned model in evaluation mode with its task; InputError where the folder is none."""
+    folder = locate_model(location)
+    if not (folder / FINETUNED).is_file():
+        raise InputError(
+            f"{folder}: found no {FINETUNED}, expected a model that trainer/finetune.py has exported"
+        )
+    description = read_description(folder / FINETUNED)
+    task = description.make_task(folder / FINETUNED)
+    wordpieces = Wordpieces(read_tokenizer(folder), task.added_tokens)
+    projections: Projections = "shared" if description.shared_projections else "auto"
+    model, _ = load_task_model(folder, task, wordpieces, projections, "stored", description.global_attention)
+    return model.eval(), task, wordpieces, description
+
+
+def predict(
+    model: TaskModel, task: DownstreamTask, examples: Iterator[Example | Skipped], told: Callable[[int], Any]
+) -> Iterator[tuple[Example, Any]]:
+    """Each example with what the model says of it, in their order."""
+    while block := list(islice(examples, BLOCK)):
+        kept = [example for example in block if isinstance(example, Example)]
+        found = predictions(model, task, kept)
+        told(len(block))
+        yield from zip(kept, found, strict=True)
+
+
+def predict_folder(
+    location: str | Path,
+    data: Path | None,
+    output: Path,
+    *,
+    score: bool = False,
+    run: Finetuning | None = None,
+    split: Split = "test",
+) -> dict[str, float]:
+    """Predict a file, or a split of a run's own data, and write the submission; the official figures with `score`."""
+    model, task, wordpieces, description = load_finetuned(location)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if data is not None:
+        entries = task.read_own(data)
+    else:
+        assert run is not None
+        official = run.task.task()
+        if split not in official.splits():
+            raise InputError(f"--split: found {split}, expected one of {', '.join(official.splits())}")
+        entries = official.read(split)
+    encoded = encode_all(task, entries, wordpieces, description.lengths, training=False)
+    parts = []
+
+    def counted(bar: Any) -> Iterator[tuple[Example, Any]]:
+        for example, prediction in predict(model, task, encoded, bar.update):
+            if score:
+                parts.append(task.sums([example], [prediction]))
+            yield example, prediction
+
+    with tqdm(unit=" examples", disable=not sys.stderr.isatty()) as bar:
+        task.write(output, counted(bar))
+    return task.figures([float(each) for each in np.sum(parts, axis=0)]) if parts else {}
+
+
+def predict_by_run(arguments: Sequence[str]) -> int:
+    """`trainer/finetune.py --config RUN/config.yaml --predict FILE --output FILE [--score] [--split NAME]`."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.finetune", description=__doc__)
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="a finished run's config.yaml"
+    )
+    parser.add_argument(
+        "--predict",
+        required=True,
+        metavar="FILE",
+        help="the data; train, validation or test: the run's own split",
+    )
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="the run, where it is not the configuration's"
+    )
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    _shared(parser)
+    options = parser.parse_args(arguments)
+
+    def act() -> dict[str, float]:
+        run = load_config(options.config, [], Finetuning)
+        model = (options.run or run.run) / "export"
+        if not model.is_dir():
+            raise InputError(f"{model}: not there, expected the export of a finished run")
+        if options.predict in SPLITS:
+            return predict_folder(
+                model, None, options.output, score=options.score, run=run, split=options.predict
+            )
+        return predict_folder(model, Path(options.predict), options.output, score=options.score)
+
+    return _tell(act, "finetune")
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the submission to write")
+    parser.add_argument("--score", action="store_true", help="print the official metric too")
+
+
+def _tell(act: Callable[[], dict[str, float]], name: str) -> int:
+    try:
+        figures = act()
+    except (InputError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    if figures:
+        print(json.dumps(figures))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="DIR_OR_HUB_ID", help="an export of trainer/finetune.py"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE")
+    _shared(parser)
+    options = parser.parse_args(arguments)
+    return _tell(
+        lambda: predict_folder(options.model, options.data, options.output, score=options.score), "predict"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""What a finetuned model's folder says of its task: enough to make its input again without the data it had."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from trainer.engine.config import InputError, problems
+from trainer.model.json_files import read_json
+from trainer.tasks.config import Finetuning
+from trainer.tasks.registry import settings_class
+from trainer.tasks.task import DownstreamTask, Lengths
+
+
+@dataclass(frozen=True)
+class TaskDescription:
+    """The content of finetuned.json."""
+
+    task: dict[str, Any]
+    """The settings of the task's section that are no paths, with what it learned from its data, such as labels."""
+    sequence_length: int
+    longer: Literal["truncate", "chunk"]
+    global_attention: bool
+    shared_projections: bool
+
+    @property
+    def lengths(self) -> Lengths:
+        return Lengths(self.sequence_length, self.longer)
+
+    @staticmethod
+    def of(config: Finetuning, task: DownstreamTask, global_attention: bool) -> TaskDescription:
+        settings = config.task
+        chosen = {
+            name: value
+            for name, value in settings.model_dump(mode="json").items()
+            if not _holds_paths(getattr(settings, name))
+        }
+        learned = {
+            name: value for name, value in task.describe().items() if name in type(settings).model_fields
+        }
+        return TaskDescription(
+            {**chosen, **learned, "name": task.name},
+            config.sequence_length,
+            config.longer,
+            global_attention,
+            config.global_projections == "shared",
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def make_task(self, source: Path) -> DownstreamTask:
+        """The task, to encode and predict with; it has no files of its own. InputError where `source` is damaged."""
+        kind = settings_class(self.task.get("name"), source)
+        unknown = self.task.keys() - kind.model_fields.keys()
+        if unknown:
+            raise InputError(
+                f"{source}: task: found {', '.join(sorted(unknown))}, expected keys of {kind.__name__}"
+            )
+        wrong = []
+        values = {}
+        for name, value in self.task.items():
+            try:
+                values[name] = TypeAdapter[Any](kind.model_fields[name].annotation or Any).validate_python(
+                    value
+                )
+            except ValidationError as error:
+                wrong += [f"{source}: task.{name}: {line}" for line in problems(error)]
+        if wrong:
+            raise InputError("\n".join(wrong))
+        return kind.model_construct(**values).task()
+
+
+def read_description(path: Path) -> TaskDescription:
+    """The description in a finetuned model's folder; InputError where it is not one."""
+    try:
+        return TypeAdapter(TaskDescription).validate_python(read_json(path))
+    except ValidationError as error:
+        raise InputError("\n".join(f"{path}: {line}" for line in problems(error))) from error
+
+
+def _holds_paths(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_paths, value))
+    return isinstance(value, Path)

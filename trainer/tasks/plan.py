@@ -1,0 +1,63 @@
+"""What a finetuning will do, in lines: the model, the data with the lengths of its contexts, the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trainer.engine.phases import Phases
+from trainer.model.task_model import TaskModel
+from trainer.tasks.config import Finetuning
+from trainer.tasks.example_store import Examples
+
+
+def describe_finetuning(
+    config: Finetuning,
+    task: str,
+    model: TaskModel,
+    splits: Mapping[str, Examples],
+    phases: Phases,
+    world_size: int,
+) -> list[str]:
+    """For the log and for --dry-run."""
+    sizes, phase = model.config, phases.phases[0]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
+    windows = sorted(set(sizes.attention_window))
+    seen = f", window {'-'.join(map(str, windows))}" if windows else ", full attention"
+    schedule = config.optimizer
+    rates = f"{schedule.learning_rate:g}"
+    if schedule.task_learning_rate is not None:
+        rates += f" (heads {schedule.task_learning_rate:g})"
+    lines = [
+        f"model     {sizes.architecture}, {sizes.num_hidden_layers} layers × {sizes.hidden_size}{seen}, "
+        f"{parameters:,} parameters ({parameters - encoder:,} of them heads)"
+    ]
+    for name, examples in splits.items():
+        lines += [f"{name:9} {line}" for line in describe_examples(examples, config)]
+    return [
+        *lines,
+        f"batch     {config.batch_size} examples = {phase.micro_batches} micro-batches of {config.micro_batch_size}, "
+        f"those of like length together, {-(-phase.micro_batches // world_size)} on each of {world_size} processes",
+        f"steps     {phase.steps:,} = {phases.epochs(phase.steps):.2f} epochs of {task}, learning rate {rates}, "
+        f"{phase.warmup_steps} of warm-up, {schedule.decay} decay",
+    ]
+
+
+def describe_examples(examples: Examples, config: Finetuning) -> list[str]:
+    """How many, how long, what does not fit, what was left out."""
+    found = examples.context_lengths()
+    cut = int((examples.tokens_cut > 0).sum())
+    several = int((examples.rows > 1).sum())
+    lines = [
+        f"{len(examples):,} examples; context in wordpieces: mean {found.mean:,.0f}, 95th percentile "
+        f"{found.percentile_95:,.0f}, longest {found.longest:,} (table 6)"
+    ]
+    if cut:
+        share = examples.tokens_cut.sum() / max(1, examples.context_tokens.sum())
+        lines.append(
+            f"{cut:,} cut at {config.sequence_length:,} tokens: {share:.1%} of all context is not read"
+        )
+    if several:
+        lines.append(f"{several:,} read in several rows of at most {config.sequence_length:,} tokens")
+    lines += [f"left out {count:,}: {reason}" for reason, count in examples.skipped.items()]
+    return lines
