@@ -21,10 +21,12 @@ from trainer.engine.config import load_config as load_any_config
 from trainer.engine.deepspeed import check_raw_keys
 from trainer.engine.estimate import memory
 from trainer.model.longformer import EncoderConfig
+from trainer.tasks.config import Finetuning
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 CHARACTERS = sorted(CONFIGS.glob("*charlm*.yaml"))
-MASKED = sorted(set(CONFIGS.glob("*.yaml")) - set(CHARACTERS))
+FINETUNED = sorted(path for path in CONFIGS.rglob("*.yaml") if "\ntask:" in path.read_text(encoding="utf-8"))
+MASKED = sorted(set(CONFIGS.glob("*.yaml")) - {*CHARACTERS, *FINETUNED})
 
 
 def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Pretraining:
@@ -333,6 +335,13 @@ def test_the_estimate_in_the_head_is_what_is_estimated(
     assert told, path
     estimated = memory(config, training, processes, on_gpu=True).total / 2**30
     assert estimated == pytest.approx(int(told.group(1)), abs=0.75)
+
+
+@pytest.mark.parametrize("path", FINETUNED, ids=lambda path: path.stem)
+def test_the_committed_finetuning_configurations_are_valid(path: Path) -> None:
+    config = load_any_config(path, (), Finetuning)
+    assert str(path.relative_to(CONFIGS)) in path.read_text(), "its head has the command that runs it"
+    assert config.batch_size == 32  # appendix D
 
 
 @pytest.mark.parametrize("path", CHARACTERS, ids=lambda path: path.stem)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from tests.trainer.overfit import figures, overfit, real_wordpieces, small_model
 from trainer.batches.examples import as_batch
-from trainer.engine.config import InputError
+from trainer.engine.config import InputError, load_config
+from trainer.tasks.config import Finetuning
 from trainer.tasks.example import Example, Skipped
 from trainer.tasks.task import Lengths
 from trainer.tasks.wikihop import WikiHop, WikiHopSettings
@@ -27,6 +28,7 @@ from trainer.tasks.wordpieces import Wordpieces
 
 DATA = Path(os.environ.get("LONGSPAN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TASK = WikiHopSettings(name="wikihop", train=Path("train.json")).task()
+CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 Q, Q_END, ENT, ENT_END = 50265, 50266, 50267, 50268
 
 
@@ -291,6 +293,38 @@ def test_logits_are_averaged_over_rows() -> None:
     parts = [TASK.sums([e], [p]) for e, p in zip(examples, predictions, strict=True)]
     assert [sum(part) for part in zip(*parts, strict=True)] == sums
     assert TASK.figures(sums) == {"accuracy": pytest.approx(2 / 3), "shortened": 0.0}
+
+
+def test_table_10_s_rows_differ_as_the_paper_s_do() -> None:
+    base = finetuning("longformer_4096")
+    others = {path.stem for path in (CONFIGS / "wikihop_table10").glob("*.yaml")} - {"longformer_4096"}
+    found = {}
+    for name in others:
+        row = finetuning(name)
+        found[name] = {
+            key: row[key] for key in row if row[key] != base[key] and key not in ("run", "model")
+        } | ({"model": row["model"]} if row["model"] != base["model"] else {})
+    assert found == {
+        "longformer_4096_15_epochs": {"epochs": 15},
+        "roberta_512": {"sequence_length": 512, "model": "roberta-base"},
+        "longformer_512_full_attention": {"sequence_length": 512, "model": "models/longformer-base-full"},
+        "longformer_2048": {"sequence_length": 2048},
+        "no_mlm_pretraining": {"model": "models/longformer-base-start"},
+        "no_global_projections": {"global_projections": "shared"},
+        "no_global_projections_no_global_attention": {
+            "global_projections": "shared",
+            "global_attention": False,
+        },
+        "extra_positions_only": {"model": "runs/longformer-base-positions/export"},
+    }
+    whole = load_config(CONFIGS / "wikihop.yaml", (), Finetuning)
+    assert whole.model_dump(exclude={"run"}) == {
+        key: value for key, value in finetuning("longformer_4096_15_epochs").items() if key != "run"
+    }
+
+
+def finetuning(name: str) -> dict[str, Any]:
+    return load_config(CONFIGS / "wikihop_table10" / f"{name}.yaml", (), Finetuning).model_dump()
 
 
 def test_the_submission_is_an_object_by_id(tmp_path: Path) -> None:
