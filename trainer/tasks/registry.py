@@ -8,9 +8,10 @@ from typing import Any, get_args
 from trainer.engine.config import InputError
 from trainer.tasks.classification import ClassificationSettings, HyperpartisanSettings, ImdbSettings
 from trainer.tasks.task import TaskSettings
+from trainer.tasks.triviaqa import TriviaQASettings
 from trainer.tasks.wikihop import WikiHopSettings
 
-AnyTask = HyperpartisanSettings | ImdbSettings | ClassificationSettings | WikiHopSettings
+AnyTask = HyperpartisanSettings | ImdbSettings | ClassificationSettings | WikiHopSettings | TriviaQASettings
 """The tasks' sections; a configuration's `task.name` chooses one."""
 
 
