@@ -7,11 +7,19 @@ from typing import Any, get_args
 
 from trainer.engine.config import InputError
 from trainer.tasks.classification import ClassificationSettings, HyperpartisanSettings, ImdbSettings
+from trainer.tasks.hotpotqa import HotpotQASettings
 from trainer.tasks.task import TaskSettings
 from trainer.tasks.triviaqa import TriviaQASettings
 from trainer.tasks.wikihop import WikiHopSettings
 
-AnyTask = HyperpartisanSettings | ImdbSettings | ClassificationSettings | WikiHopSettings | TriviaQASettings
+AnyTask = (
+    HyperpartisanSettings
+    | ImdbSettings
+    | ClassificationSettings
+    | WikiHopSettings
+    | TriviaQASettings
+    | HotpotQASettings
+)
 """The tasks' sections; a configuration's `task.name` chooses one."""
 
 

@@ -20,7 +20,7 @@ _WORD = re.compile(r"\S+")
 
 
 def occurrences(
-    text: str, answers: Iterable[str], punctuation: Mapping[int, str | None]
+    text: str, answers: Iterable[str], punctuation: Mapping[int, str | int | None]
 ) -> list[tuple[int, int]]:
     """The characters (start, end) of `text`, the end exclusive, that an official metric takes for one of `answers`.
 
@@ -48,7 +48,7 @@ def occurrences(
     return sorted(found)
 
 
-def _words(text: str, punctuation: Mapping[int, str | None]) -> tuple[list[str], list[tuple[int, int]]]:
+def _words(text: str, punctuation: Mapping[int, str | int | None]) -> tuple[list[str], list[tuple[int, int]]]:
     """The words that the metric's normalisation leaves of a text, and the characters (start, end) that each is from."""
     lowered = text.lower()
     origin: range | list[int] = range(len(text))
@@ -70,7 +70,7 @@ def _words(text: str, punctuation: Mapping[int, str | None]) -> tuple[list[str],
 
 
 def answer_pieces(
-    pieces: Pieces, answers: Iterable[str], punctuation: Mapping[int, str | None], longest: int
+    pieces: Pieces, answers: Iterable[str], punctuation: Mapping[int, str | int | None], longest: int
 ) -> list[tuple[int, int]]:
     """The wordpieces (first, last), the last inclusive, that hold an occurrence each, of at most `longest` pieces."""
     found = {pieces.covering(*span) for span in occurrences(pieces.text, answers, punctuation)}
