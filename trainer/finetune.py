@@ -103,7 +103,7 @@ class FinetunedTask:
             "task": {"name": self.task.name, **self.task.describe()},
             "model": self.model.config.as_dict(),
             "model's weights": self.start,
-            "examples": {"sha256": self.train.fingerprint, "count": len(self.train)},
+            "training examples": {"examples": len(self.train), "sha256 of the examples": self.train.fingerprint},
         }
 
     def describe(self) -> str:

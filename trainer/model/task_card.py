@@ -47,7 +47,7 @@ def finetuned_card(
         ("tokens of a row", f"{description['sequence_length']:,}, longer contexts: {description['longer']}"),
         ("global tokens", "as the task's" if description["global_attention"] else "none"),
         ("updates", f"{step:,}"),
-        ("examples", f"{state['examples']['count']:,}"),
+        ("examples", f"{state['training examples']['examples']:,}"),
     ]
     front: dict[str, Any] = {"tags": [config.architecture, task, "longspan"]}
     if config.base_model:

@@ -54,19 +54,16 @@ def load_task_model(
     if head == "stored" and missing:
         raise InputError(f"head: {folder} does not have the head of {task.name}: {missing}")
     taken = head != "new" and not missing
-    own = projections != "shared"
+    model = TaskModel(config, heads, projections != "shared", global_attention and task.has_global_tokens)
+    own = projections != "shared" and model.global_attention
     has_own = any("_global." in name for name in tensors)
     if projections == "stored" and own and not has_own:
         raise InputError(
             f"global_projections: {folder} has none stored, expected *_global weights, or `copied`"
         )
-    model = TaskModel(config, heads, own)
-    own &= config.architecture == "longformer"
     keep = own and has_own and (projections == "stored" or (projections == "auto" and taken))
-    if own and not keep:
-        tensors = with_global_projections(
-            tensors
-        )  # as masked-language modelling left them: copies, made anew
+    if own and not keep:  # masked-language modelling has trained none: copies of what it has
+        tensors = with_global_projections(tensors)
     if config.vocab_size > rows:
         added = torch.empty(config.vocab_size - rows, config.hidden_size)
         nn.init.normal_(added, std=config.initializer_range)
