@@ -103,7 +103,10 @@ class FinetunedTask:
             "task": {"name": self.task.name, **self.task.describe()},
             "model": self.model.config.as_dict(),
             "model's weights": self.start,
-            "training examples": {"examples": len(self.train), "sha256 of the examples": self.train.fingerprint},
+            "training examples": {
+                "examples": len(self.train),
+                "sha256 of the examples": self.train.fingerprint,
+            },
         }
 
     def describe(self) -> str:

@@ -3,7 +3,8 @@
     python -m trainer.predict --model RUN/export --data FILE --output FILE [--score]
 
 DATA is one's own documents or the task's official file; trainer/README.md has the layouts. The model's folder knows the
-task and how its input is made. --score prints the official metric as one line of JSON: the data must have the answers.
+task and how its input is made; `--task.KEY VALUE` changes a key of the task's section, such as where evidence lies.
+--score prints the official metric as one line of JSON: the data must have the answers.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
 from trainer.batches.example_batches import predictions
@@ -36,15 +38,20 @@ BLOCK = 256
 """Examples that are held, and sorted by length, at one time."""
 
 
-def load_finetuned(location: str | Path) -> tuple[TaskModel, DownstreamTask, Wordpieces, TaskDescription]:
-    """A finetuned model in evaluation mode with its task; InputError where the folder is none."""
+def load_finetuned(
+    location: str | Path, settings: Mapping[str, Any] | None = None
+) -> tuple[TaskModel, DownstreamTask, Wordpieces, TaskDescription]:
+    """A finetuned model in evaluation mode with its task, of whose section `settings` may change keys.
+
+    InputError where the folder is none.
+    """
     folder = locate_model(location)
     if not (folder / FINETUNED).is_file():
         raise InputError(
             f"{folder}: found no {FINETUNED}, expected a model that trainer/finetune.py has exported"
         )
     description = read_description(folder / FINETUNED)
-    task = description.make_task(folder / FINETUNED)
+    task = description.make_task(folder / FINETUNED, settings)
     wordpieces = Wordpieces(read_tokenizer(folder), task.added_tokens)
     projections: Projections = "shared" if description.shared_projections else "auto"
     model, _ = load_task_model(folder, task, wordpieces, projections, "stored", description.global_attention)
@@ -64,24 +71,24 @@ def predict(
 
 def predict_folder(
     location: str | Path,
-    data: Path | None,
+    data: Path | Split,
     output: Path,
     *,
     score: bool = False,
     run: Finetuning | None = None,
-    split: Split = "test",
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Predict a file, or a split of a run's own data, and write the submission; the official figures with `score`."""
-    model, task, wordpieces, description = load_finetuned(location)
+    """Predict a file, or a split of a run's own data by its name, and write the submission; the official figures with
+    `score`."""
+    model, task, wordpieces, description = load_finetuned(location, settings)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if data is not None:
-        entries = task.read_own(data)
+    reader = task if run is None else run.task.task()
+    if isinstance(data, Path):
+        entries = reader.read_own(data)
+    elif data in reader.splits():
+        entries = reader.read(data)
     else:
-        assert run is not None
-        official = run.task.task()
-        if split not in official.splits():
-            raise InputError(f"--split: found {split}, expected one of {', '.join(official.splits())}")
-        entries = official.read(split)
+        raise InputError(f"--predict: found {data}, expected a file or one of {', '.join(reader.splits())}")
     encoded = encode_all(task, entries, wordpieces, description.lengths, training=False)
     parts = []
 
@@ -97,7 +104,7 @@ def predict_folder(
 
 
 def predict_by_run(arguments: Sequence[str]) -> int:
-    """`trainer/finetune.py --config RUN/config.yaml --predict FILE --output FILE [--score] [--split NAME]`."""
+    """`trainer/finetune.py --config RUN/config.yaml --predict FILE --output FILE [--score]`."""
     parser = argparse.ArgumentParser(prog="python -m trainer.finetune", description=__doc__)
     parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="a finished run's config.yaml"
@@ -120,11 +127,8 @@ def predict_by_run(arguments: Sequence[str]) -> int:
         model = (options.run or run.run) / "export"
         if not model.is_dir():
             raise InputError(f"{model}: not there, expected the export of a finished run")
-        if options.predict in SPLITS:
-            return predict_folder(
-                model, None, options.output, score=options.score, run=run, split=options.predict
-            )
-        return predict_folder(model, Path(options.predict), options.output, score=options.score)
+        data = options.predict if options.predict in SPLITS else Path(options.predict)
+        return predict_folder(model, data, options.output, score=options.score, run=run)
 
     return _tell(act, "finetune")
 
@@ -156,9 +160,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, metavar="FILE")
     _shared(parser)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    keys = [key for key in rest[::2] if key.startswith("--task.")]
+    if len(rest) % 2 or len(keys) < len(rest) // 2:
+        parser.error(f"found {' '.join(rest)}, expected --task.KEY VALUE")
+    settings = {
+        key.removeprefix("--task."): yaml.safe_load(value)
+        for key, value in zip(keys, rest[1::2], strict=True)
+    }
     return _tell(
-        lambda: predict_folder(options.model, options.data, options.output, score=options.score), "predict"
+        lambda: predict_folder(
+            options.model, options.data, options.output, score=options.score, settings=settings
+        ),
+        "predict",
     )
 
 

@@ -308,9 +308,7 @@ def test_other_examples_settings_or_weights_are_another_run(launched: Path, tmp_
         "task": values["task"] | {"train": str(tmp_path / "train.jsonl")},
         "longer": "truncate",
     }
-    with pytest.raises(
-        InputError, match=r"(?s)longer: found 'truncate'.*examples: found 31, expected 30"
-    ):
+    with pytest.raises(InputError, match=r"(?s)longer: found 'truncate'.*examples: found 31, expected 30"):
         check_same_run(checkpoint, task_of(changed).facts())
     write_small_model(tmp_path / "other", seed=1)
     with pytest.raises(InputError, match="model's weights: found"):

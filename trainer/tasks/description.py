@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,17 +54,23 @@ class TaskDescription:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
-    def make_task(self, source: Path) -> DownstreamTask:
-        """The task, to encode and predict with; it has no files of its own. InputError where `source` is damaged."""
+    def make_task(self, source: Path, given: Mapping[str, Any] | None = None) -> DownstreamTask:
+        """The task, to encode and predict with: it has no files but those `given`, by the keys of its section.
+
+        InputError where `source`, whose description this is, is damaged, or a key or value is none of the task's.
+        """
         kind = settings_class(self.task.get("name"), source)
-        unknown = self.task.keys() - kind.model_fields.keys()
+        chosen = {**self.task, **(given or {})}
+        unknown = chosen.keys() - kind.model_fields.keys()
         if unknown:
             raise InputError(
                 f"{source}: task: found {', '.join(sorted(unknown))}, expected keys of {kind.__name__}"
             )
         wrong = []
-        values = {}
-        for name, value in self.task.items():
+        values: dict[str, Any] = {
+            name: None for name, field in kind.model_fields.items() if field.is_required()
+        }
+        for name, value in chosen.items():
             try:
                 values[name] = TypeAdapter[Any](kind.model_fields[name].annotation or Any).validate_python(
                     value
