@@ -108,6 +108,8 @@ def test_ones_own_rows_and_test_files_have_no_answers(tmp_path: Path) -> None:
     [
         ({"id": ...}, r"row 2: id: found none, expected text"),
         ({"id": "WH_train_0"}, r"row 2: id: found a second 'WH_train_0'"),
+        ({"id": "\ud800"}, r"row 2: id: found half a surrogate pair in '\\ud800'"),
+        ({"id": 0.5}, r"row 2: id: found a float, expected text or a whole number"),
         ({"query": 3}, r"row 2 \(WH_train_1\): query: found a int, expected text"),
         ({"candidates": "paris"}, r"row 2 \(WH_train_1\): candidates: found a str, expected a list of texts"),
         ({"candidates": ["paris", None]}, r"candidates\[1\]: found a NoneType, expected text"),
@@ -362,12 +364,12 @@ def generated(folder: Path, count: int, seed: int = 0) -> WikiHop:
 
 
 def test_learns_generated_questions_by_heart(tmp_path: Path, wordpieces: Wordpieces) -> None:
-    task = generated(tmp_path, 12)
+    task = generated(tmp_path, 8)
     examples = [
         task.encode(entry, wordpieces, Lengths(48, "chunk"), training=True) for entry in task.read("train")
     ]
     assert {len(example.rows) for example in examples} >= {1, 2}
-    model = small_model(task, wordpieces.size, 48)
-    losses = overfit(model, task, examples, 60)
-    assert losses[-1] < 0.1 < 0.8 < losses[0]
+    model = small_model(task, wordpieces.size, 48, hidden_size=32)
+    losses = overfit(model, task, examples, 50, 4e-3)
+    assert losses[-1] < 0.2 < 0.8 < losses[0]
     assert figures(model, task, examples) == {"accuracy": 1.0, "shortened": 0.0}

@@ -18,7 +18,7 @@ from typing import Any
 from xml.parsers import expat
 
 from trainer.engine.config import InputError
-from trainer.tasks.rows import MOST_BYTES, open_binary, read_rows, text_of
+from trainer.tasks.rows import MOST_BYTES, id_of, open_binary, read_rows, text_of
 
 _PIECE = 1 << 16
 _DEPTH = 100
@@ -261,10 +261,10 @@ def read_labelled(path: Path) -> Iterator[Document]:
     seen: set[str] = set()
     for number, (where, row) in enumerate(read_rows(path)):
         place = f"{path}: {where}"
-        name = str(number) if row.get("id") is None else _scalar(row, "id", place)
-        if str(name) in seen:
-            raise InputError(f"{place}: id: found a second {str(name)[:80]!r}, expected each once")
-        seen.add(str(name))
+        name = id_of(row, number, place)
+        if name in seen:
+            raise InputError(f"{place}: id: found a second {name[:80]!r}, expected each once")
+        seen.add(name)
         text = text_of(row, "text", place)
         if row.get("title") is not None:
             text = f"{text_of(row, 'title', place)}\n{text}"
@@ -273,7 +273,7 @@ def read_labelled(path: Path) -> Iterator[Document]:
             raise InputError(
                 f"{place}: label: found {len(label):,} characters, expected a name of {_LONGEST_LABEL} at most"
             )
-        yield Document(str(name), text, label, place)
+        yield Document(name, text, label, place)
 
 
 def read_plain(path: Path) -> Iterator[Document]:
@@ -283,7 +283,10 @@ def read_plain(path: Path) -> Iterator[Document]:
         raise InputError(f"{path}: found no .txt in it, expected texts")
     for file in files:
         name = str(file.relative_to(path)) if path.is_dir() else file.name
-        yield Document(name.removesuffix(".txt"), read_text(file), None, str(file))
+        own = (
+            name.removesuffix(".txt").encode("utf-8", "replace").decode()
+        )  # names may be bytes of no encoding
+        yield Document(own, read_text(file), None, str(file))
 
 
 def read_text(path: Path) -> str:

@@ -74,6 +74,21 @@ def text_of(row: dict[str, Any], key: str, place: str) -> str:
     return value
 
 
+def id_of(row: dict[str, Any], number: int, place: str) -> str:
+    """The text or whole number under `id`, the row's number (from 0) where there is none."""
+    value = number if row.get("id") is None else row["id"]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{place}: id: found a {type(value).__name__}, expected text or a whole number")
+    name = str(value)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{place}: id: found half a surrogate pair in {name!a:.80}, expected text"
+        ) from error
+    return name
+
+
 def texts_of(row: dict[str, Any], key: str, place: str) -> list[str]:
     """A list of texts under a key."""
     value = row.get(key)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.engine.config import InputError
-from trainer.tasks.rows import read_rows, text_of, texts_of
+from trainer.tasks.rows import id_of, read_rows, text_of, texts_of
 
 MOST_CANDIDATES = 10_000  # of a question; WikiHop's most are 79
 
@@ -48,7 +48,9 @@ def read_wikihop(path: Path) -> Iterator[Question]:
 
 
 def _published(row: dict[str, Any], place: str) -> Question:
-    name = text_of(row, "id", place)
+    if row.get("id") is None:
+        raise InputError(f"{place}: id: found none, expected text")
+    name = id_of(row, 0, place)
     place = f"{place} ({name[:80]})"
     query = text_of(row, "query", place).replace("_", " ")
     candidates = _candidates(row, place)
@@ -57,7 +59,7 @@ def _published(row: dict[str, Any], place: str) -> Question:
 
 
 def _own(row: dict[str, Any], place: str, number: int) -> Question:
-    name = str(number) if row.get("id") is None else text_of(row, "id", place)
+    name = id_of(row, number, place)
     place = f"{place} ({name[:80]})"
     question, candidates = text_of(row, "question", place), _candidates(row, place)
     answer = None if row.get("answer") is None else text_of(row, "answer", place)
