@@ -339,9 +339,7 @@ def test_the_estimate_in_the_head_is_what_is_estimated(
 
 @pytest.mark.parametrize("path", FINETUNED, ids=lambda path: path.stem)
 def test_the_committed_finetuning_configurations_are_valid(path: Path) -> None:
-    config = load_any_config(path, (), Finetuning)
-    assert str(path.relative_to(CONFIGS)) in path.read_text(), "its head has the command that runs it"
-    assert config.batch_size == 32  # appendix D
+    assert "train" in load_any_config(path, (), Finetuning).task.task().splits()
 
 
 @pytest.mark.parametrize("path", CHARACTERS, ids=lambda path: path.stem)

@@ -303,6 +303,8 @@ def test_table_10_s_rows_differ_as_the_paper_s_do() -> None:
     found = {}
     for name in others:
         row = finetuning(name)
+        text = (CONFIGS / "wikihop_table10" / f"{name}.yaml").read_text()
+        assert f"--config trainer/configs/wikihop_table10/{name}.yaml\n" in text
         found[name] = {
             key: row[key] for key in row if row[key] != base[key] and key not in ("run", "model")
         } | ({"model": row["model"]} if row["model"] != base["model"] else {})
