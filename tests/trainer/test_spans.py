@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -72,6 +73,13 @@ def test_answers_occur_as_whole_words_of_the_metric(
 def test_the_metrics_part_words_at_marks_each_in_its_way() -> None:
     assert occurrences("Jack-Ass, o'Neil", ["jack ass", "o neil"], TRIVIAQA_PUNCTUATION) == [(0, 8), (10, 16)]
     assert occurrences("Jack-Ass, o'Neil", ["jackass", "ONeil"], SQUAD_PUNCTUATION) == [(0, 8), (10, 16)]
+
+
+def test_words_are_parted_by_all_white_space() -> None:
+    white = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
+    assert len(white) > 20
+    text = "b".join(white)
+    assert occurrences(text, ["b"], TRIVIAQA_PUNCTUATION) == [(n, n + 1) for n in range(1, len(text), 2)]
 
 
 @rules

@@ -5,18 +5,18 @@ A span head has two logits at each place it reads: that the answer starts there,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.tasks.question_answering_metrics import ARTICLES
 from trainer.tasks.wordpieces import Pieces
 
-_WORD = re.compile(r"\S+")
+# By code point; U+3000 is the last that is white space.
+_WHITE = np.array([chr(code).isspace() for code in range(0x3002)])
 
 
 def occurrences(
@@ -29,44 +29,50 @@ def occurrences(
     begin and end with characters of the answer's words; they ascend, and are different. Answers that normalise to
     nothing occur nowhere.
     """
-    words, places = _words(text, punctuation)
-    joined = f" {' '.join(words)} "
-    first_of = {
-        start: word for word, start in enumerate(accumulate((len(word) + 1 for word in words), initial=0))
-    }
+    words = _words(text, punctuation)
+    joined = f" {words.joined} "
     found = set()
-    for answer in {" ".join(_words(answer, punctuation)[0]) for answer in answers} - {""}:
-        length = answer.count(" ") + 1
+    for answer in {_words(answer, punctuation).joined for answer in answers} - {""}:
+        further = answer.count(" ")
         at = joined.find(f" {answer} ")
         while at >= 0:
-            first = first_of[at]
-            start, end = places[first][0], places[first + length - 1][1]
+            first = int(np.searchsorted(words.places, at))
+            start, end = int(words.starts[first]), int(words.ends[first + further])
             # A capital sigma is lowered by what surrounds it: what alone is another word is not the answer.
-            if " ".join(_words(text[start:end], punctuation)[0]) == answer:
+            if _words(text[start:end], punctuation).joined == answer:
                 found.add((start, end))
             at = joined.find(f" {answer} ", at + 1)
     return sorted(found)
 
 
-def _words(text: str, punctuation: Mapping[int, str | int | None]) -> tuple[list[str], list[tuple[int, int]]]:
-    """The words that the metric's normalisation leaves of a text, and the characters (start, end) that each is from."""
+class _Words(NamedTuple):
+    """What a metric's normalisation leaves of a text."""
+
+    joined: str
+    """The words, by single spaces."""
+    places: np.ndarray
+    """Where in `joined` each begins."""
+    starts: np.ndarray
+    """The character of the text that each begins with."""
+    ends: np.ndarray
+    """Behind the character that each ends with."""
+
+
+def _words(text: str, punctuation: Mapping[int, str | int | None]) -> _Words:
     lowered = text.lower()
-    origin: range | list[int] = range(len(text))
+    origin = np.arange(len(text))
     if len(lowered) != len(text):  # İ is two characters when lowered
-        origin = [place for place, character in enumerate(text) for _ in character.lower()]
+        origin = np.repeat(origin, [len(character.lower()) for character in text])
     if None in punctuation.values():
-        origin = [
-            place
-            for place, mark in zip(origin, lowered, strict=True)
-            if punctuation.get(ord(mark), mark) is not None
-        ]
+        origin = origin[[punctuation.get(ord(mark), mark) is not None for mark in lowered]]
     # Of the same length as without: what is left keeps its place.
     plain = ARTICLES.sub(lambda article: " " * len(article[0]), lowered.translate(punctuation))
-    words, places = [], []
-    for word in _WORD.finditer(plain):
-        words.append(word[0])
-        places.append((origin[word.start()], origin[word.end() - 1] + 1))
-    return words, places
+    codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), "<u4")
+    white = _WHITE[np.minimum(codes, len(_WHITE) - 1)]
+    edges = np.flatnonzero(np.diff(white, prepend=True, append=True))  # of words, first and end by turns
+    first, end = edges[::2], edges[1::2]
+    lengths = end - first + 1
+    return _Words(" ".join(plain.split()), np.cumsum(lengths) - lengths, origin[first], origin[end - 1] + 1)
 
 
 def answer_pieces(

@@ -185,7 +185,7 @@ class TriviaQA:
         losses = []
         for own, example in zip(states, examples, strict=True):
             starts, ends = (
-                torch.from_numpy(example.features[name]).to(own.device, torch.long)
+                torch.from_numpy(example.features[name].astype(np.int64)).to(own.device)
                 for name in ("starts", "ends")
             )
             losses.append(or_loss(head(own), starts, ends))
