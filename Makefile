@@ -52,6 +52,7 @@ bench: $(VENV)/.installed
 	$(RUN) -m pipeline.benchmark
 	$(RUN) -m trainer.benchmark
 	$(RUN) -m trainer.benchmark.charlm
+	$(RUN) -m trainer.benchmark.finetuning
 
 reproduce: $(VENV)/.installed
 	$(RUN) -m reproduce.$(TABLE) $(REPRODUCE)
