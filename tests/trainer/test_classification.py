@@ -215,6 +215,34 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ]
 
 
+def test_paths_may_begin_with_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = ClassificationSettings.model_validate({"name": "classification", "train": "~/train.jsonl"})
+    assert settings.train == tmp_path / "train.jsonl"
+    with pytest.raises(ValidationError, match="expected the home of a user of this machine"):
+        ClassificationSettings.model_validate(
+            {"name": "classification", "train": "~nobody-at-all/train.jsonl"}
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hyperpartisan": "true"}, "row 1: hyperpartisan: found 'true', expected true or false"),
+        ({"text": None}, "row 1: text: found a NoneType, expected text"),
+        ({"title": 3}, "row 1: title: found a int, expected text"),
+    ],
+)
+def test_broken_rows_of_the_hubs_articles_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    found = {"text": "a", "title": "b", "hyperpartisan": True} | changes
+    pq.write_table(pa.Table.from_pylist([found]), tmp_path / "hub.parquet")
+    task = HyperpartisanSettings(name="hyperpartisan", articles=tmp_path / "hub.parquet").task()
+    with pytest.raises(InputError, match=message):
+        list(task.read("train"))
+
+
 # ---- IMDB ------------------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +279,9 @@ def test_imdb_from_the_hub(tmp_path: Path) -> None:
     task = ImdbSettings(name="imdb", data=tmp_path).task()
     assert {(review.text, review.label) for review in task.read("test")} == {("bad", "neg"), ("good", "pos")}
     assert len([*task.read("train"), *task.read("validation")]) == 40
-    jsonl(tmp_path / "test-00000-of-00001.parquet.jsonl", [])
+    jsonl(tmp_path / "train.jsonl", [{"text": "meh", "label": 2}])
+    with pytest.raises(InputError, match=r"train\.jsonl: line 1: label: found 2, expected 0, 1, neg or pos"):
+        list(task.read("train"))
     with pytest.raises(InputError, match="expected reviews"):
         ImdbSettings(name="imdb", data=tmp_path / "nowhere").task().files("train")
 

@@ -22,7 +22,7 @@ from trainer.engine.config import InputError, load_config
 from trainer.tasks.config import Finetuning
 from trainer.tasks.example import Example, Skipped
 from trainer.tasks.task import Lengths
-from trainer.tasks.wikihop import WikiHop, WikiHopSettings
+from trainer.tasks.wikihop import WikiHop, WikiHopSettings, _contexts
 from trainer.tasks.wikihop_files import Question
 from trainer.tasks.wordpieces import Wordpieces
 
@@ -225,6 +225,18 @@ def test_rows_hold_question_candidates_and_every_document(
     assert example.global_places.tolist() == expected
     assert example.read is not None
     assert example.read.tolist() == np.flatnonzero(joined == ENT).tolist()
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(2, 12))
+def test_runs_of_documents_are_as_full_as_can_be(lengths: list[int], room: int) -> None:
+    numbers = iter(range(100, 200))
+    documents = [np.array([next(numbers) for _ in range(length)], np.int32) for length in lengths]
+    runs = _contexts(documents, room, 2)
+    assert [token for run in runs for token in run if token != 2] == list(range(100, 100 + sum(lengths)))
+    # Only where a single token is left does no part of a document fit with its </s>.
+    assert all(room - 1 <= len(run) <= room for run in runs[:-1])
+    assert all(run[-1] == 2 and 2 not in (run[0], *run[:-1][run[1:] == 2]) for run in runs if len(run))
+    assert len(runs[-1]) <= room
 
 
 def test_shortened_candidates_are_cut_alike_and_told(wordpieces: Wordpieces) -> None:

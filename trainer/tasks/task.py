@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from pydantic import field_validator
 from torch import Tensor, nn
 
-from trainer.engine.config import Section
+from trainer.engine.config import Section, expand_home
 from trainer.model.longformer import EncoderConfig
 from trainer.tasks.example import Example
 from trainer.tasks.wordpieces import Wordpieces
@@ -33,6 +34,14 @@ class TaskSettings(Section):
 
     A task's own class has `name: Literal["…"]`; descriptions of its fields are what `--help` prints.
     """
+
+    @field_validator("*")
+    @classmethod
+    def _expand_homes(cls, value: Any) -> Any:
+        """`~` in paths, and in lists of them."""
+        if isinstance(value, list | tuple):
+            return type(value)(map(cls._expand_homes, value))
+        return expand_home(value) if isinstance(value, Path) else value
 
     def task(self) -> DownstreamTask:
         """The task under these settings. It opens no file and asks for no path until `files` or `read`: the task of a
