@@ -46,6 +46,8 @@ COLOURS = (
     figure.BLACK,
 )
 LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
+PANELS = 4
+HELD_OUT = "validation_"
 KEYS = ("bpc", "learning_rate", "grad_norm", "tokens_per_second")
 VALIDATION = {"bpc": "validation_bpc", "loss": "validation_loss"}
 NAMES = {
@@ -327,6 +329,15 @@ def table(runs: Sequence[Run], keys: Sequence[str], smooth: int | None = None) -
     return [head, *body]
 
 
+def default_keys(known: Sequence[str]) -> list[str]:
+    """What to draw of runs with these figures; of a finetuning, which has no bpc, its loss and its task's metric."""
+    keys = [key for key in KEYS if key in known]
+    if "bpc" in known or "loss" not in known:
+        return keys or list(known[:4])
+    metric = [key for key in known if key.startswith(HELD_OUT) and key not in VALIDATION.values()]
+    return ["loss", *metric[:2], *keys][:PANELS]
+
+
 def save(picture: Figure, rows: Sequence[Sequence[str]], output: Path) -> None:
     """Write the figure, whole or not at all; .html wraps an SVG and a table into a page of its own."""
     if output.suffix.lower() != ".html":
@@ -367,7 +378,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=picture_path, metavar="FILE", help=f"{', '.join(FORMATS)} (default: RUN/plot.png)"
     )
-    parser.add_argument("--keys", nargs="+", metavar="KEY", help=f"a panel each (default: {' '.join(KEYS)})")
+    parser.add_argument(
+        "--keys",
+        nargs="+",
+        metavar="KEY",
+        help=f"a panel each (default: {' '.join(KEYS)}; of a finetuning its loss and its metric first)",
+    )
     parser.add_argument("--smooth", type=int, metavar="N", help="rows a mean is over; 1 draws the rows alone")
     parser.add_argument(
         "--against", choices=("updates", "tokens"), default="updates", help="the horizontal axis"
@@ -378,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"--smooth: found {options.smooth}, expected at least 1")
         runs = [read_run(folder) for folder in options.runs]
         known = sorted({name for run in runs for name in run.figures})
-        keys = options.keys or [key for key in KEYS if key in known] or known[:4]
+        keys = options.keys or default_keys(known)
         if unknown := [key for key in keys if key not in known]:
             raise InputError(f"--keys: found {', '.join(unknown)}, expected some of {', '.join(known)}")
         rows = table(runs, keys, options.smooth)

@@ -192,3 +192,16 @@ def test_phases_have_borders_and_tokens_of_their_own(tmp_path: Path) -> None:
     assert run.places([3, 4, 6], "tokens").tolist() == [30, 40, 240]
     axis = draw([run], ["bpc"], against="tokens").axes[0]
     assert any(list(line.get_xdata()) == [140, 140] for line in axis.lines)
+
+
+def test_a_finetunings_loss_and_metric_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"step": step, "loss": 1 / step, "learning_rate": 1e-4, "grad_norm": 0.5, "tokens_per_second": 1e4}
+        for step in (1, 2, 3)
+    ]
+    rows.append({"step": 3, "validation_accuracy": 0.75, "validation_f1": 0.5, "validation_recall": 0.1})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(tmp_path)]) == 0
+    head, figures = capsys.readouterr().out.splitlines()[:2]
+    assert head.split() == ["run", "updates", "loss", "validation_accuracy", "validation_f1", "learning_rate"]
+    assert figures.split()[1:] == ["3", "0.3333", "0.75", "0.5", "0.0001"]
