@@ -393,7 +393,8 @@ def _scorer(size: int) -> nn.Module:
 
 
 def _features(example: Example, device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(found).long().to(device) for name, found in example.features.items()}
+    found = example.features.items()
+    return {name: torch.tensor(values, dtype=torch.long, device=device) for name, values in found}
 
 
 def _labelled_loss(logits: Tensor, labels: Tensor) -> Tensor:
