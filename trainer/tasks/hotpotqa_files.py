@@ -162,9 +162,10 @@ def _of_kind(value: Any, kind: type, where: str) -> Any:
 
 def write_scores(path: Path, scores: Mapping[str, ParagraphScores]) -> None:
     """Stage one's result, {id: [[title, score], …]}: the whole file or, with an InputError, none."""
+    lines = [f"{json.dumps(question)}: {json.dumps(found)}" for question, found in sorted(scores.items())]
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(json.dumps(dict(scores), indent=1, sort_keys=True) + "\n", encoding="ascii")
+        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="ascii")
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):
