@@ -1,9 +1,14 @@
-"""Coreference documents in JSON lines: PreCo's own rows, and those of the hub's conll2012_ontonotesv5.
+"""Coreference documents in JSON lines: PreCo's own rows, those of the hub's conll2012_ontonotesv5, and one's own.
 
 PreCo (Chen et al. 2018), a document a row; ends of mentions are exclusive, and singletons are marked. Without
-mention_clusters it is a document to predict on:
+mention_clusters it is a document to predict on, and may have speakers, a name or null a sentence:
 
     {"id": "train_1", "sentences": [["John", "likes", …], …], "mention_clusters": [[[sentence, start, end], …], …]}
+
+Running text to predict on, cut simply: words are letters and digits with what joins them (don't, well-known, 1.5),
+every other character is a word, and a sentence ends behind . ! ? and white space, or with a line:
+
+    {"id": "mine", "text": "John likes …"}
 
 The hub's, where a row holds all parts of a document; ends are inclusive, and clusters are a part's:
 
@@ -13,6 +18,7 @@ The hub's, where a row holds all parts of a document; ends are inclusive, and cl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +29,8 @@ from trainer.engine.config import InputError
 from trainer.tasks.conll2012 import MOST_WORDS, NO_SPEAKER, Document, Span
 
 MOST_BYTES = 64 << 20  # of a line
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"'”’)])\s+|\n+")
+_WORD = re.compile(r"\w+(?:[-'’.,]\w+)*|[^\w\s]")
 
 
 def read_coreference_rows(path: Path) -> Iterator[Document]:
@@ -66,7 +74,17 @@ def _documents(row: Any) -> list[Document]:
         raise ValueError(f"found a {type(row).__name__}, expected an object")
     if "document_id" in row:
         return _of_the_hub(row)
+    if "text" in row:
+        return [_of_text(row)]
     return [_of_preco(row)]
+
+
+def _of_text(row: dict[str, Any]) -> Document:
+    if "sentences" in row:
+        raise ValueError("found both text and sentences, expected one of them")
+    text = str(_of_kind(row["text"], str, "text"))
+    sentences = [words for part in _SENTENCE_END.split(text) if (words := _WORD.findall(part))]
+    return _document(_name(row, "id"), "000", sentences, [NO_SPEAKER] * len(sentences), [])
 
 
 def _of_preco(row: dict[str, Any]) -> Document:
@@ -88,7 +106,10 @@ def _of_preco(row: dict[str, Any]) -> Document:
                 )
             spans.add((starts[sentence] + start, starts[sentence] + end))
         clusters.append(spans)
-    speakers = [NO_SPEAKER] * len(sentences)
+    found = _list(row, "speakers") if "speakers" in row else [None] * len(sentences)
+    if len(found) != len(sentences):
+        raise ValueError(f"speakers: found {len(found)}, expected one for each of {len(sentences)} sentences")
+    speakers = [_speaker(speaker, f"speakers[{n}]") for n, speaker in enumerate(found)]
     return _document(_name(row, "id"), "000", sentences, speakers, clusters)
 
 
@@ -107,8 +128,7 @@ def _of_the_hub(row: dict[str, Any]) -> list[Document]:
         clusters: dict[int, set[Span]] = {}
         speakers = []
         for first, words, (where, sentence) in zip(_starts(sentences), sentences, found, strict=True):
-            speaker = sentence.get("speaker")
-            speakers.append(NO_SPEAKER if speaker is None else _of_kind(speaker, str, f"{where}.speaker"))
+            speakers.append(_speaker(sentence.get("speaker"), f"{where}.speaker"))
             for m, span in enumerate(_of_kind(sentence.get("coref_spans", []), list, f"{where}.coref_spans")):
                 cluster, start, last = _three(span, f"{where}.coref_spans[{m}]")
                 if not 0 <= start <= last < len(words):
@@ -168,6 +188,10 @@ def _name(row: dict[str, Any], key: str) -> str:
     if not name or not name.isprintable():
         raise ValueError(f"{key}: found {name[:80]!r}, expected a name in one line")
     return name
+
+
+def _speaker(speaker: Any, where: str) -> str:
+    return NO_SPEAKER if speaker is None else str(_of_kind(speaker, str, where))
 
 
 def _words(words: Any, where: str) -> list[str]:
