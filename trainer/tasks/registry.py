@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from trainer.engine.config import InputError
 from trainer.tasks.classification import ClassificationSettings, HyperpartisanSettings, ImdbSettings
+from trainer.tasks.coreference import CoreferenceSettings
 from trainer.tasks.hotpotqa import HotpotQASettings
 from trainer.tasks.task import TaskSettings
 from trainer.tasks.triviaqa import TriviaQASettings
@@ -19,6 +20,7 @@ AnyTask = (
     | WikiHopSettings
     | TriviaQASettings
     | HotpotQASettings
+    | CoreferenceSettings
 )
 """The tasks' sections; a configuration's `task.name` chooses one."""
 
