@@ -1,0 +1,74 @@
+"""Each committed configuration of a task, from official files as it names them to an update and a submission."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainer.finetuned import write_small_model
+from tests.trainer.official_files import write_official_files
+from trainer.batches.example_batches import predictions
+from trainer.engine.config import load_config
+from trainer.engine.training import Batch
+from trainer.finetune import prepare
+from trainer.tasks.config import Finetuning
+
+CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
+FINETUNED = sorted(path for path in CONFIGS.rglob("*.yaml") if "\ntask:" in path.read_text(encoding="utf-8"))
+# What a stand-in changes: none of it decides the input.
+CHANGES = [("optimizer.warmup_steps", "null"), ("cache_dir", "cache"), ("micro_batch_size", "1")]
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("official")
+    write_official_files(folder)
+    write_small_model(folder / "roberta", "roberta", tokens=512)
+    write_small_model(folder / "longformer", tokens=4096)
+    return folder
+
+
+@pytest.mark.parametrize("path", FINETUNED, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_it_trains_evaluates_and_predicts(
+    path: Path, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stand_ins)
+    asked = load_config(path, CHANGES, Finetuning)
+    model = "roberta" if asked.sequence_length == 512 else "longformer"
+    task = prepare(load_config(path, [*CHANGES, ("model", model)], Finetuning))
+    assert len(task.train) > 3
+    assert task.validation is not None
+    assert max(map(max, task.train.row_lengths)) <= asked.sequence_length
+    chosen = task.arranged(np.arange(3))
+    batch: Batch = task.micro_batch(1, chosen, np.arange(3))
+    loss = task.loss(task.model, batch, torch.zeros(3, task.layers, dtype=torch.long))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert loss > 0
+    assert all(parameter.grad is not None for parameter in task.model.parameters())
+    task.model.eval()
+    with torch.no_grad():
+        sums = task.evaluate(1, slice(0, None), lambda: None)
+    assert sums is not None
+    halves = [task.evaluate(1, slice(part, None, 2), lambda: None) or [] for part in (0, 1)]
+    np.testing.assert_allclose(np.sum(halves, axis=0), sums, rtol=1e-5, atol=1e-5)
+    figures = task.evaluated(sums)
+    assert figures
+    assert all(0 <= value <= 100 for value in figures.values())
+    examples = list(task.validation)
+    said = predictions(task.model, task.task, examples)
+    output = stand_ins / f"{path.stem}.predictions"
+    task.task.write(output, zip(examples, said, strict=True))
+    assert output.stat().st_size > 0
+    assert task.describe().count("(table 6)") == 2
+
+
+def test_all_tasks_have_a_configuration_and_a_comparison_with_roberta() -> None:
+    names = {load_config(path, CHANGES, Finetuning).task.name for path in FINETUNED}
+    assert names == {"hyperpartisan", "imdb", "wikihop", "triviaqa", "hotpotqa", "coreference"}
+    for name in ("wikihop", "triviaqa", "hotpotqa", "coreference"):
+        config = load_config(CONFIGS / f"{name}_roberta.yaml", CHANGES, Finetuning)
+        assert (config.sequence_length, config.longer) == (512, "chunk")
