@@ -132,13 +132,13 @@ def write_hotpotqa(data: Path) -> None:
 
 
 def write_conll(data: Path) -> None:
-    """Two parts a file; `she` and the name before it are one."""
+    """Four parts a file; `she` and the name before it are one."""
     drawn = random.Random(0)
     for split in ("train", "development", "test"):
         folder = data / "conll-2012" / split / "nw"
         folder.mkdir(parents=True)
         lines = []
-        for part in range(3):
+        for part in range(4):
             lines.append(f"#begin document (nw/{split}/00); part {part:03}")
             for sentence in range(4):
                 name = PEOPLE[(part + sentence) % 4].split()[0]
