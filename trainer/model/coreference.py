@@ -10,6 +10,9 @@ Memory at OntoNotes' longest documents: W of 4,000 words has some 60,000 candida
 and gradients reach the spans that are kept alone; so candidates are scored without gradient and without dropout, a
 block at a time, and only those kept are computed again, in a way that the loss can be followed through. Pairs, K · A of
 them, are computed a block at a time, and again in the backward pass.
+
+Beside the original, which has candidates, widths and the number kept in wordpieces, they are of words here: a mention
+begins and ends with a word. And the original prunes under dropout.
 """
 
 from __future__ import annotations
