@@ -15,7 +15,8 @@ help:
 	@echo "make test    every check and test (needs nothing installed before)"
 	@echo "make drills  the tests that kill things, $(KILLS) times each (KILLS=n)"
 	@echo "make reproduce  the paper's table 5 at a small scale, five seeds; resumable (REPRODUCE='--seeds 3', ...)"
-	@echo "                TABLE=table4: the character model's windows and dilation instead"
+	@echo "                TABLE=table4: the character model's windows and dilation instead;"
+	@echo "                TABLE=hyperpartisan: finetuning on long news articles, and on their first 512 tokens"
 	@echo "make bench   the benchmarks beside their peers"
 	@echo "make lint    ruff and mypy;  make format: ruff's formatter"
 	@echo "make constraints  the exact versions that a cluster's machines install, from this environment"
@@ -67,4 +68,4 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_output reproduce_output table4_output
+	rm -rf $(VENV) build dist *.egg-info demo_output reproduce_output table4_output hyperpartisan_output

@@ -20,7 +20,7 @@ from pipeline.config import load_config
 from pipeline.documents import Document, Dropped
 from pipeline.shards import open_corpus, write_atomically
 from pipeline.sources.reading import read_documents
-from reproduce.recipe import Recipe
+from reproduce.recipe import CorpusSizes
 from trainer.engine.config import InputError
 
 DATA = "LONGSPAN_DATA"
@@ -41,7 +41,7 @@ def choose_text() -> Path:
     return REAL_TEXT if (data_folder() / "books").is_dir() else DOCUMENTATION
 
 
-def corpus_settings(text: Path, recipe: Recipe, tokenizer: Path) -> dict[str, Any]:
+def corpus_settings(text: Path, recipe: CorpusSizes, tokenizer: Path) -> dict[str, Any]:
     """The pipeline's configuration: the sources and filters of `text`, the rest from the recipe."""
     try:
         given = yaml.safe_load(text.read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def _absolute(source: Any, folder: Path) -> Any:
     return {**source, "path": kept}
 
 
-def build_corpus(commands: Commands, folder: Path, text: Path, recipe: Recipe) -> Path:
+def build_corpus(commands: Commands, folder: Path, text: Path, recipe: CorpusSizes) -> Path:
     """Make FOLDER/corpus with the project's own builder, as far as it is not there; returns its path."""
     if text.resolve() == DOCUMENTATION:
         commands.environment["LONGSPAN_DEMO"] = os.environ["LONGSPAN_DEMO"] = str(folder)

@@ -16,15 +16,20 @@ from reproduce.trainings import Training, merged
 DEFAULT = Path(__file__).with_name("recipe.yaml")
 
 
-class Recipe(RecipeSection):
-    """Keys of a recipe; recipe.yaml explains them. `roberta` … `effects` hold keys of trainer/pretrain.py."""
+class CorpusSizes(RecipeSection):
+    """What of a recipe decides its corpus."""
 
     vocabulary: Annotated[int, Field(ge=261)]
-    roberta_tokens: Annotated[int, Field(ge=8)]
     longformer_tokens: Annotated[int, Field(ge=8)]
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Recipe(CorpusSizes):
+    """Keys of a recipe; recipe.yaml explains them. `roberta` … `effects` hold keys of trainer/pretrain.py."""
+
+    roberta_tokens: Annotated[int, Field(ge=8)]
     window: Annotated[int, Field(ge=2, multiple_of=2)]
     windows: tuple[Annotated[int, Field(ge=2, multiple_of=2)], ...]
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
     evaluated_sequences: Annotated[int, Field(ge=1)]
     curve_sequences: Annotated[int, Field(ge=1)]
     common: dict[str, Any]

@@ -2,9 +2,9 @@
 
     deepspeed --num_gpus 1 reproduce/train.py pretrain roberta.yaml longformer.yaml …
 
-Each YAML is a configuration of trainer/pretrain.py, or of trainer/charlm.py where that is named, which does the work;
-one that is finished is left as it is, one that was interrupted goes on. Where $LONGSPAN_PARENT names a process, the
-trainings end with it: killed with -9 it could not end them, and they would hold the runs' locks against the same
+Each YAML is a configuration of trainer/pretrain.py, or of charlm.py or finetune.py where that is named, which does the
+work; one that is finished is left as it is, one that was interrupted goes on. Where $LONGSPAN_PARENT names a process,
+the trainings end with it: killed with -9 it could not end them, and they would hold the runs' locks against the same
 command started again.
 """
 
@@ -18,17 +18,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from trainer import charlm, pretrain
+from trainer import charlm, finetune, pretrain
 from trainer.engine import deepspeed as processes
 from trainer.engine.character_config import CharacterTraining
 from trainer.engine.config import InputError, Pretraining, load_config
 from trainer.engine.training import Task, train
+from trainer.tasks.config import Finetuning
 
 PARENT = "LONGSPAN_PARENT"
-Kind = Literal["pretrain", "charlm"]
+Kind = Literal["pretrain", "charlm", "finetune"]
 PREPARE: dict[str, Callable[[Path], Task]] = {
     "pretrain": lambda path: pretrain.prepare(load_config(path, [], Pretraining)),
     "charlm": lambda path: charlm.prepare(load_config(path, [], CharacterTraining)),
+    "finetune": lambda path: finetune.prepare(load_config(path, [], Finetuning)),
 }
 
 
