@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from trainer.engine.config import load_config
 from trainer.engine.training import Batch
 from trainer.finetune import prepare
 from trainer.tasks.config import Finetuning
+from trainer.tasks.description import TaskDescription
+from trainer.tasks.example import Example
+from trainer.tasks.example_store import encode_all
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 FINETUNED = sorted(path for path in CONFIGS.rglob("*.yaml") if "\ntask:" in path.read_text(encoding="utf-8"))
@@ -64,6 +68,49 @@ def test_it_trains_evaluates_and_predicts(
     task.task.write(output, zip(examples, said, strict=True))
     assert output.stat().st_size > 0
     assert task.describe().count("(table 6)") == 2
+
+
+OWN = {
+    "hyperpartisan": [{"text": "One of my own."}, {"text": "Another.", "title": "On it", "id": "second"}],
+    "imdb": [{"text": "A film."}, {"text": "Another.", "id": "second"}],
+    "wikihop": [
+        {"question": "Who lived here?", "candidates": ["Ada", "Émilie"], "documents": ["Ada lived here."]},
+        {"question": "Who?", "candidates": ["Ada"], "documents": [], "id": "second"},
+    ],
+    "triviaqa": [
+        {"id": "first", "question": "Who lived here?", "context": "Ada lived here."},
+        {"id": "second", "question": "Who lived here?", "documents": ["Ada lived here.", "So did Émilie."]},
+    ],
+    "hotpotqa": [
+        {"id": "first", "question": "Who?", "paragraphs": [{"title": "A", "sentences": ["One.", "Two."]}]},
+        {
+            "id": "second",
+            "question": "Who?",
+            "paragraphs": [{"title": "A", "text": "One. Two."}, {"title": "B", "text": "C."}],
+        },
+    ],
+    "coreference": [
+        {"id": "first", "text": "Ada said that she sees."},
+        {"id": "second", "sentences": [["Ada", "sees", "her", "house"]]},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_ones_own_rows_are_predicted(name: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the forms that trainer/tasks/README.md gives, by a task that has no files."""
+    monkeypatch.chdir(stand_ins)
+    config = load_config(CONFIGS / f"{name}.yaml", [*CHANGES, ("model", "longformer")], Finetuning)
+    trained = prepare(config)
+    task = TaskDescription.of(config, trained.task, True).make_task(Path("finetuned.json"))
+    own = stand_ins / f"{name}.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in OWN[name]))
+    encoded = encode_all(task, task.read_own(own), trained.wordpieces, config.lengths, training=False)
+    examples = [example for example in encoded if isinstance(example, Example)]
+    assert len(examples) == 2
+    said = predictions(trained.model.eval(), task, examples)
+    task.write(stand_ins / f"{name}.said", zip(examples, said, strict=True))
+    assert (stand_ins / f"{name}.said").stat().st_size > 0
 
 
 def test_all_tasks_have_a_configuration_and_a_comparison_with_roberta() -> None:
