@@ -224,11 +224,11 @@ def measure_finetuning_steps(
 
 
 def finetuning_flops(name: str, setting: Setting) -> int:
-    """What the hardware does in a step of ours: attention's scores once more in the backward pass, keys and values of
-    all tokens for the global ones, and after the last attention only the tokens that the head reads."""
-    config, tokens = setting.config(), setting.tokens
-    width, read = config.hidden_size, KINDS[name].example(np.zeros(tokens, np.int32)).read
-    unread = 0 if read is None else tokens - len(read)
-    for_global = config.num_hidden_layers * 2 * tokens * width**2
-    not_done = unread * (width**2 + 2 * width * config.intermediate_size)
-    return rows_flops(config, [tokens]) + recomputed_flops(config, tokens) + 6 * (for_global - not_done)
+    """What the hardware does in a step of ours: attention's scores once more in the backward pass; keys and values for
+    the global tokens as `few_global` has them. Where the head reads global tokens alone the last layer has no more."""
+    example = KINDS[name].example(np.zeros(setting.tokens, np.int32))
+    config = setting.config()
+    for_global = 2 * setting.tokens * config.hidden_size * config.num_attention_heads
+    for_global *= config.num_hidden_layers * len(example.global_places)
+    whole = setting.config() if example.read is None else replace(setting, layers=setting.layers - 1).config()
+    return rows_flops(whole, [setting.tokens]) + recomputed_flops(whole, setting.tokens) + 6 * for_global

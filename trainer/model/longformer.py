@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attention import windowed_attention
+from trainer.model.few_global import FewGlobal
 
 Architecture = Literal["roberta", "longformer"]
 
@@ -119,14 +120,28 @@ class SelfAttention(nn.Module):
         document_ids: Tensor | None,
         dropout_seed: Tensor | None,
         global_mask: Tensor | None,
+        few_global: FewGlobal | None = None,
+        global_rows_alone: bool = False,
     ) -> Tensor:
+        """(B, N, hidden_size); with `global_rows_alone` the rows of the others are 0."""
         B, N, _ = hidden.shape
+        dropout_p = self.dropout_p if self.training else 0.0
+        global_rows = None
+        if few_global is not None:
+            if dropout_p and dropout_seed is None:  # one for both, drawn as windowed_attention draws it
+                dropout_seed = torch.randint(-(1 << 63), (1 << 63) - 1, (B,), dtype=torch.int64)
+            projections = (self.query_global, self.key_global, self.value_global)
+            global_rows = few_global.attend(
+                hidden, *projections, self.heads, attention_mask, dropout_p, dropout_seed
+            )
+            if global_rows_alone:
+                return few_global.put(self._with_gradients_of_others(global_rows), torch.zeros_like(hidden))
 
         def heads(projected: Tensor) -> Tensor:
             return projected.view(B, N, self.heads, -1).transpose(1, 2)  # (B, H, N, D)
 
         query_global = key_global = value_global = None
-        if global_mask is not None and self.global_projections:
+        if global_mask is not None and self.global_projections and global_rows is None:
             query_global = heads(self._global_queries(hidden, global_mask))
             key_global, value_global = heads(self.key_global(hidden)), heads(self.value_global(hidden))
         attended = windowed_attention(
@@ -136,14 +151,22 @@ class SelfAttention(nn.Module):
             2 * N if self.window is None else self.window,
             attention_mask=attention_mask,
             document_ids=document_ids,
-            dropout_p=self.dropout_p if self.training else 0.0,
+            dropout_p=dropout_p,
             dropout_seed=dropout_seed,
             global_attention_mask=global_mask,
             query_global=query_global,
             key_global=key_global,
             value_global=value_global,
         )
-        return attended.transpose(1, 2).reshape(B, N, -1)
+        attended = attended.transpose(1, 2).reshape(B, N, -1)
+        if few_global is None or global_rows is None:
+            return attended
+        return few_global.put(global_rows, attended)  # theirs from the local projections fall away
+
+    def _with_gradients_of_others(self, rows: Tensor) -> Tensor:
+        """The projections that no row was computed by have a gradient all the same: 0."""
+        others = (parameter for part in (self.query, self.key, self.value) for parameter in part.parameters())
+        return rows + sum(0 * parameter.sum() for parameter in others)
 
     def _global_queries(self, hidden: Tensor, global_mask: Tensor) -> Tensor:
         """query_global (B, N, hidden_size) of the global tokens, 0 of the others: nobody reads those."""
@@ -199,12 +222,21 @@ class Layer(nn.Module):
         dropout_seed: Tensor | None,
         places: Tensor | None = None,
         global_mask: Tensor | None = None,
+        few_global: FewGlobal | None = None,
     ) -> Tensor:
         """Hidden states (B, N, hidden_size) to the next layer's, or, with `places` (B, M), to those of these tokens.
 
         Tokens meet in attention alone: of what comes after it, nothing need be computed that nobody will read.
         """
-        attended = self.attention.self(hidden, attention_mask, document_ids, dropout_seed, global_mask)
+        attended = self.attention.self(
+            hidden,
+            attention_mask,
+            document_ids,
+            dropout_seed,
+            global_mask,
+            few_global,
+            places is not None and few_global is not None and few_global.alone,
+        )
         if places is not None:
             attended, hidden = at_places(attended, places), at_places(hidden, places)
         hidden = self.attention.output(attended, hidden)
@@ -234,6 +266,7 @@ class Encoder(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = LayerStack(config, global_projections)
+        self.global_projections = global_projections
         self.activation_checkpointing = False
 
     def forward(
@@ -254,16 +287,28 @@ class Encoder(nn.Module):
         """
         if self.config.architecture == "roberta":
             global_mask = None
+        few_global = None
+        if self.global_projections and document_ids is None:
+            head_dim = self.config.hidden_size // self.config.num_attention_heads
+            few_global = FewGlobal.of(global_mask, attention_mask, places, head_dim)
         hidden = self.embeddings(input_ids)
         for index, layer in enumerate(self.encoder.layer):
             seed = None if dropout_seeds is None else dropout_seeds[:, index]
             read = places if index == len(self.encoder.layer) - 1 else None
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(
-                    layer, hidden, attention_mask, document_ids, seed, read, global_mask, use_reentrant=False
+                    layer,
+                    hidden,
+                    attention_mask,
+                    document_ids,
+                    seed,
+                    read,
+                    global_mask,
+                    few_global,
+                    use_reentrant=False,
                 )
             else:
-                hidden = layer(hidden, attention_mask, document_ids, seed, read, global_mask)
+                hidden = layer(hidden, attention_mask, document_ids, seed, read, global_mask, few_global)
         return hidden
 
 
