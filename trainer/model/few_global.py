@@ -1,10 +1,11 @@
 """Rows of few global tokens, without the projections of all tokens that they are attention over.
 
-A global token g scores a token j by (W_q h_g + b_q) · (W_k h_j + b_k), head by head, and takes the mean of
-W_v h_j + b_v by these scores' softmax. Products may be taken in another order: W_kᵀ (W_q h_g + b_q), once a global
-token and head, is as wide as h_j, and its products with all h_j are the scores; the mean of the h_j comes before W_v. So keys
-and values of all N tokens, 2 N × width² products a layer, become 2 N × width × heads for each global token: less, while
-there are fewer of them than a head has dimensions. The function, its gradients and what dropout drops are the same.
+A global token g scores a token j by (W_q h_g + b_q) · (W_k h_j + b_k), head by head, and takes the mean of W_v h_j +
+b_v by these scores' softmax. Products may be taken in another order: W_kᵀ (W_q h_g + b_q), once a global token and
+head, is as wide as h_j, and its products with all h_j are the scores; the mean of the h_j comes before W_v. So keys
+and values of all N tokens, 2 N × width² products a layer, become 2 N × width × heads for each global token: less,
+while there are fewer of them than a head has dimensions. The function, its gradients and what dropout drops are the
+same.
 
 On a CPU alone: counting the global tokens would make a GPU wait. What is tuned for a GPU has not run on one here.
 """
