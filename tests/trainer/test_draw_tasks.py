@@ -68,6 +68,8 @@ def test_roles_follow_the_special_tokens(pictures: list[Drawn]) -> None:
     assert words["triviaqa"][Role.DOCUMENT].startswith("The town hall")
     assert words["hotpotqa"][Role.TITLE] == "Orra Brem"
     assert words["classification"][Role.SPECIAL] == "<s> </s>"
+    assert words["coreference"][Role.DOCUMENT].startswith("Ada saw the baker . She told")
+    assert all(token for picture in pictures for token in picture.tokens)
 
 
 def test_an_entry_that_the_picture_would_cut_is_refused(tmp_path: Path) -> None:

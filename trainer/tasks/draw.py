@@ -115,6 +115,16 @@ LAYOUTS = (
         },
         {"[q]": Role.QUESTION, "<t>": Role.TITLE, "</t>": Role.DOCUMENT, "[s]": Role.DOCUMENT},
     ),
+    Layout(
+        "coreference",
+        "Coreference: none",
+        {
+            "id": "baker",
+            "text": "Ada saw the baker. She told him that the clock was saved. He laughed, and Ada laughed with "
+            "him, but neither of them said why they did.",
+        },
+        {"<s>": Role.DOCUMENT},
+    ),
 )
 
 
@@ -164,6 +174,7 @@ def _wordpieces(task: DownstreamTask, folder: Path) -> Wordpieces:
     """A byte-level BPE that knows the words of all layouts."""
     trained = ByteLevelBPETokenizer()
     texts = [text for layout in LAYOUTS for text in _texts(layout.entry)]
+    texts += [text.replace(".", " .").replace(",", " ,") for text in texts]  # coreference splits words first
     trained.train_from_iterator(
         [before + text for text in texts for before in ("", " ")],
         vocab_size=5000,
