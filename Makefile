@@ -41,9 +41,10 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# A file of tests has one worker: what a file starts once serves all its tests.
+# A file of tests has one worker: what a file starts once serves all its tests. In their order, which has the files of
+# few long tests before the many of short ones; by number of tests they would come last, one worker waiting for them.
 test: lint $(VENV)/.checkpoint
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 drills: $(VENV)/.installed
 	LONGSPAN_KILLS=$(KILLS) $(RUN) -m pytest -m drill --timeout=14400

@@ -91,15 +91,20 @@ def predict_folder(
         raise InputError(f"--predict: found {data}, expected a file or one of {', '.join(reader.splits())}")
     encoded = encode_all(task, entries, wordpieces, description.lengths, training=False)
     parts = []
+    seen = cut = 0
 
     def counted(bar: Any) -> Iterator[tuple[Example, Any]]:
+        nonlocal seen, cut
         for example, prediction in predict(model, task, encoded, bar.update):
+            seen, cut = seen + 1, cut + (example.tokens_cut > 0)
             if score:
                 parts.append(task.sums([example], [prediction]))
             yield example, prediction
 
     with tqdm(unit=" examples", disable=not sys.stderr.isatty()) as bar:
         task.write(output, counted(bar))
+    if cut:
+        print(f"{cut:,} of {seen:,} were cut at {description.sequence_length:,} tokens", file=sys.stderr)
     return task.figures([float(each) for each in np.sum(parts, axis=0)]) if parts else {}
 
 
