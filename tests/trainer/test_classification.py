@@ -181,6 +181,14 @@ LAUGHS = """<!DOCTYPE articles [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a
         ),
         ("<articles>" + "<article id='7'>" + "<q>" * 200, TWO_LABELS, "nested more than 100 deep"),
         ("", TWO_LABELS, "no element found"),
+        *(
+            (f'<?xml version="1.0" encoding="{name}"?>' + TWO, TWO_LABELS, f"articles.xml: line 1: .*{found}")
+            for name, found in [
+                ("foo", "unknown encoding"),
+                ("rot13", "no.* text encoding"),
+                ("gb2312", "multi-byte"),
+            ]
+        ),
     ],
 )
 def test_a_broken_pair_is_refused(tmp_path: Path, articles: str, truth: str, message: str) -> None:
@@ -243,6 +251,19 @@ def test_broken_rows_of_the_hubs_articles_are_refused(
         list(task.read("train"))
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a <![foo[ b]>c", "a c"), ("a <![if x]>b", "a b"), ("a <![", "a <![")],
+)
+def test_marks_of_no_known_kind_do_not_stop_the_hubs_articles(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    row = {"text": text, "title": "", "hyperpartisan": True}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "hub.parquet")
+    task = HyperpartisanSettings(name="hyperpartisan", articles=tmp_path / "hub.parquet").task()
+    assert [article.text for article in task.read("train")] == [expected]
+
+
 # ---- IMDB ------------------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +305,14 @@ def test_imdb_from_the_hub(tmp_path: Path) -> None:
         list(task.read("train"))
     with pytest.raises(InputError, match="expected reviews"):
         ImdbSettings(name="imdb", data=tmp_path / "nowhere").task().files("train")
+
+
+def test_a_reviews_name_may_be_bytes_of_no_encoding(tmp_path: Path) -> None:
+    folder = os.fsencode(acl_imdb(tmp_path) / "test" / "neg")
+    Path(os.fsdecode(folder + b"/\xff_1.txt")).write_text("x")
+    found = list(ImdbSettings(name="imdb", data=tmp_path).task().read("test"))
+    assert "test/neg/?_1" in {review.id for review in found}
+    assert all((review.id + review.where).encode() for review in found)
 
 
 @real_data

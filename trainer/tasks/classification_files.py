@@ -131,6 +131,10 @@ def _elements(path: Path) -> Iterator[tuple[int, dict[str, str], list[str]]]:
     except expat.ExpatError as error:
         where = f"line {error.lineno}, column {error.offset + 1}"
         raise InputError(f"{path}: {where}: malformed XML ({expat.ErrorString(error.code)})") from error
+    except InputError:
+        raise
+    except (LookupError, ValueError) as error:  # of the encoding that its first line names
+        raise InputError(f"{path}: line 1: {error}, expected XML in UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -216,6 +220,10 @@ class _Blocks(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.found[-1] += data
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """`<![x…>` goes up to its end, as a browser reads it; the base class knows some and fails at all others."""
+        return self.parse_bogus_comment(i, report)
+
 
 # ---- IMDB ------------------------------------------------------------------------------------------------------------
 
@@ -238,7 +246,8 @@ def read_imdb(folder: Path, part: str) -> Iterator[Document]:
     for file in imdb_files(folder, part):
         if file.suffix == ".txt":
             label = file.parent.name
-            yield Document(f"{part}/{label}/{file.stem}", _review(read_text(file)), label, str(file))
+            review, where = _review(read_text(file)), _written(str(file))
+            yield Document(_written(f"{part}/{label}/{file.stem}"), review, label, where)
             continue
         for number, (where, row) in enumerate(read_rows(file)):
             place = f"{file}: {where}"
@@ -283,10 +292,12 @@ def read_plain(path: Path) -> Iterator[Document]:
         raise InputError(f"{path}: found no .txt in it, expected texts")
     for file in files:
         name = str(file.relative_to(path)) if path.is_dir() else file.name
-        own = (
-            name.removesuffix(".txt").encode("utf-8", "replace").decode()
-        )  # names may be bytes of no encoding
-        yield Document(own, read_text(file), None, str(file))
+        yield Document(_written(name.removesuffix(".txt")), read_text(file), None, _written(str(file)))
+
+
+def _written(name: str) -> str:
+    """A file's name as a file can hold it: names may be bytes of no encoding."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def read_text(path: Path) -> str:
