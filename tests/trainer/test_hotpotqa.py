@@ -467,6 +467,7 @@ GOOD = {
             "row 2: paragraphs[0]: text (or sentences): found None, expected text",
         ),
         ({"_id": "1"}, "row 2: found the id '1' as in row 1, expected another one"),
+        ({"_id": "\ud800"}, "row 2: _id: found half a surrogate pair"),
     ],
 )
 def test_malformed_rows_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

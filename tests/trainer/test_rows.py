@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,3 +77,19 @@ def test_a_row_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / name).write_text(start + '{"a": "' + "x" * 5000)
         with pytest.raises(InputError, match=r"(row|line) 1: .*1,000 bytes"):
             list(read_rows(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**62], pa.timestamp("us")),
+        pa.array([2**62], pa.duration("s")),
+        pa.array([-(2**31)], pa.date32()),
+        pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]),
+    ],
+    ids=["timestamp", "duration", "date", "struct"],
+)
+def test_a_value_that_python_does_not_have_is_refused(tmp_path: Path, column: pa.Array) -> None:
+    pq.write_table(pa.table({"text": ["a"], "other": column}), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=r"rows\.parquet: behind row 0: a value that Python does not have"):
+        list(read_rows(tmp_path / "rows.parquet"))

@@ -80,13 +80,23 @@ def _question(row: Mapping[str, Any]) -> Question:
     key = "_id" if "_id" in row else "id"
     answer = row.get("answer")
     return Question(
-        _get(row, key, str),
+        _id(row, key),
         _get(row, "question", str),
         tuple(_paragraphs(row)),
         # The hub's test split has an empty or no answer, and no facts.
         None if answer is None or answer == "" else _of_kind(answer, str, "answer"),
         tuple(_facts(row["supporting_facts"])) or None if row.get("supporting_facts") else None,
     )
+
+
+def _id(row: Mapping[str, Any], key: str) -> str:
+    """Text that can be written to a file: half a surrogate pair is in no UTF-8."""
+    found: str = _get(row, key, str)
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{key}: found half a surrogate pair in {found!a:.80}, expected text") from error
+    return found
 
 
 def _paragraphs(row: Mapping[str, Any]) -> Iterator[Paragraph]:

@@ -123,12 +123,23 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_ROWS_AT_A_TIME):
-                for row in batch.to_pylist():
+                for row in _objects(path, number, batch):
                     number += 1
                     yield f"row {number}", row
     except pyarrow.ArrowException as error:
         raise InputError(
             f"{path}: no parquet file, or a damaged one ({error}), behind row {number}"
+        ) from error
+
+
+def _objects(path: Path, before: int, batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
+    try:
+        return cast(list[dict[str, Any]], batch.to_pylist())
+    except (UnicodeDecodeError, pyarrow.ArrowException):
+        raise
+    except (ValueError, OverflowError) as error:  # a date beyond Python's, a struct with a name twice
+        raise InputError(
+            f"{path}: behind row {before}: a value that Python does not have ({error})"
         ) from error
 
 
