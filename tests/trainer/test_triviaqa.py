@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +27,7 @@ from tests.trainer.test_conll2012 import DATA
 from trainer.batches.examples import as_batch
 from trainer.engine.config import InputError
 from trainer.tasks.example import Example, Skipped
+from trainer.tasks.example_store import open_examples
 from trainer.tasks.question_answering_metrics import (
     TRIVIAQA_PUNCTUATION,
     evaluate_triviaqa,
@@ -278,6 +281,41 @@ def without(key: str) -> Callable[[Path], Path]:
 def test_says_what_is_wrong_and_where(make: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         list(task(make(tmp_path)).read("train"))
+
+
+def test_a_question_is_in_one_file_of_a_folder(tmp_path: Path) -> None:
+    row = json.dumps({"id": "a", "question": "?", "context": "c", "answers": ["c"]})
+    for name in ("train-0.jsonl", "train-1.jsonl"):
+        (tmp_path / name).write_text(row)
+    with pytest.raises(InputError, match=r"train-1\.jsonl: found a as in .*train-0\.jsonl, expected each"):
+        list(task(tmp_path).read("train"))
+
+
+def test_another_folder_of_evidence_makes_other_examples(tmp_path: Path, wordpieces: Wordpieces) -> None:
+    """So does a folder that has got more files: what earlier runs have made is not read again."""
+    path = official(tmp_path, entry(EntityPages=[{"Filename": "York.txt"}, {"Filename": "Late.txt"}]))
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "evidence", other)
+    os.utime(other / "wikipedia", ns=(1, 1))
+    lengths = Lengths(64)
+
+    def read(**settings: Any) -> int:
+        examples = open_examples(
+            task(path, validation=path, **settings), "validation", wordpieces, lengths, tmp_path / "cache"
+        )
+        return int(examples.context_tokens.sum())
+
+    first = read(evidence=other)
+    assert first == read()
+    (other / "wikipedia" / "Late.txt").write_text("It was late.")
+    assert read(evidence=other) > first == read()
+
+
+def test_without_a_submission_there_are_no_spans(tmp_path: Path) -> None:
+    (tmp_path / "answers.json").mkdir()
+    with pytest.raises(InputError, match=r"answers\.json: cannot be written"):
+        task(tmp_path).write(tmp_path / "answers.json", [])
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.json"]
 
 
 def test_evidence_is_utf8_of_a_bounded_size_in_a_folder_that_is_there(

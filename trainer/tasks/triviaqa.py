@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from trainer.tasks.question_answering_metrics import TRIVIAQA_PUNCTUATION, best_
 from trainer.tasks.question_answering_submissions import write_triviaqa
 from trainer.tasks.spans import answer_pieces, best_spans, or_loss
 from trainer.tasks.task import SPLITS, Lengths, Split, TaskSettings
-from trainer.tasks.triviaqa_files import Domain, Question, read_questions
+from trainer.tasks.triviaqa_files import Domain, Question, evidence_of, is_official, read_questions
 from trainer.tasks.wordpieces import Pieces, Wordpieces
 
 HEAD = "qa_outputs"  # as transformers calls it
@@ -90,18 +90,34 @@ class TriviaQA:
         return tuple(split for split in SPLITS if getattr(self.settings, split) is not None)
 
     def files(self, split: Split) -> list[Path]:
-        """Of the questions. The evidence, some hundred thousand files of the archive, is taken to stay as it is."""
+        """Of the questions, and the folders of the evidence: its some hundred thousand files are taken to stay as they
+        are, but not which ones there are."""
+        found = self._questions(split)
+        folders = {
+            folder / domain
+            for folder in (evidence_of(path, self.settings.evidence) for path in found if is_official(path))
+            for domain in get_args(Domain)
+        }
+        return [*found, *sorted(folder for folder in folders if folder.is_dir())]
+
+    def _questions(self, split: Split) -> list[Path]:
         path: Path | None = getattr(self.settings, split)
         assert path is not None, f"the configuration names no {split}"
         return _files(path, split)
 
     def read(self, split: Split) -> Iterator[Question]:
-        for path in self.files(split):
-            yield from self._read(path, self.settings.domain, answered=split != "test")
+        seen: dict[str, Path] = {}
+        for path in self._questions(split):
+            for question in self._read(path, self.settings.domain, answered=split != "test"):
+                if seen.setdefault(question.id, path) != path:
+                    raise InputError(
+                        f"{path}: found {question.id} as in {seen[question.id]}, expected each question once"
+                    )
+                yield question
 
     def read_own(self, path: Path) -> Iterator[Question]:
         """Of either domain: an official file says which, rows are of that trained on."""
-        yield from self._read(path, None if path.suffix == ".json" else self.settings.domain, answered=False)
+        yield from self._read(path, None if is_official(path) else self.settings.domain, answered=False)
 
     def _read(self, path: Path, domain: Domain | None, answered: bool) -> Iterator[Question]:
         for question in read_questions(path, domain, self.settings.evidence, answered):
@@ -254,13 +270,13 @@ class TriviaQA:
                     answers |= {id: prediction["answer"] for id, _ in about["scored_as"]}
                     row = {"id": example.id, "question": about["question"], **prediction}
                     file.write(json.dumps(row) + "\n")
+            write_triviaqa(path, answers)
             partial.replace(spans)
         except OSError as error:
             raise InputError(f"{spans}: cannot be written ({error.strerror})") from error
         finally:
             with suppress(OSError):
                 partial.unlink()
-        write_triviaqa(path, answers)
 
     def describe(self) -> Mapping[str, Any]:
         return self.settings.model_dump(include={"domain", "documents", "longest_answer", "longest_context"})

@@ -92,8 +92,7 @@ def read_questions(
     there has no text. `answered`: a question without answers is an error.
     InputError names file and place, what was found and what was expected. So it does where no page at all has a text.
     """
-    official = path.suffix == ".json"
-    folder = evidence or path.absolute().parent.parent / "evidence"
+    official, folder = is_official(path), evidence_of(path, evidence)
     seen: dict[str, str] = {}
     found = False
     for where, question in (
@@ -114,6 +113,15 @@ def read_questions(
         raise InputError(
             f"{folder if official else path}: found no evidence for any question of {path}, expected documents' texts"
         )
+
+
+def is_official(path: Path) -> bool:
+    return path.suffix == ".json"
+
+
+def evidence_of(path: Path, evidence: Path | None) -> Path:
+    """The folder of `wikipedia` and `web` that a file of questions is read with."""
+    return evidence or path.absolute().parent.parent / "evidence"
 
 
 def _official(
