@@ -13,7 +13,7 @@ SETTING = Setting(layers=2, tokens=72, window=16, vocabulary=60, dropout=0.0)  #
 
 
 def test_the_command_tells_ratio_bound_and_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--quick", "--rounds", "2", "--precision", "fp32", "--json", str(tmp_path / "found.json")]
+    options = ["--quick", "--rounds", "2", "--allocator", "tuned", "--json", str(tmp_path / "found.json")]
     assert finetuning.main([*options, "--sections", "answering"]) == 0
     printed, found = capsys.readouterr().out, json.loads((tmp_path / "found.json").read_text())
     [section] = found["sections"]

@@ -1,8 +1,8 @@
 """Measures a finetuning step beside transformers' Longformer models for classification and question answering.
 
-    python -m trainer.benchmark.finetuning                    # everything
+    python -m trainer.benchmark.finetuning                    # both, in fp32: a quarter of an hour
     python -m trainer.benchmark.finetuning --quick            # everything, at sizes that say nothing about speed
-    python -m trainer.benchmark.finetuning --sections classification --tokens 4096 --precision fp32
+    python -m trainer.benchmark.finetuning --sections classification --tokens 4096 --precision fp32 bf16
 
 classification  `<s>` is global and read by the head: against LongformerForSequenceClassification.
 answering       `<s>` and a question of 16 tokens with it are global, every token is read, the answer occurs once:
@@ -12,8 +12,9 @@ answering       `<s>` and a question of 16 tokens with it are global, every toke
 A step is forward, loss, backward and AdamW on one example of random tokens, at the base model's width, from the same
 weights. First the logits without dropout must agree. Then every round takes one step by each, each in a process of its
 own, and without dropout (the default) their losses must agree. One length is no multiple of the window, which
-transformers' model pads its input to. fp32, and bf16 by autocast on both sides where the CPU multiplies it. The bound
-is the time of our step's matrix products at the rate that torch.mm reaches on large matrices in the same rounds.
+transformers' model pads its input to. fp32, or bf16 by autocast on both sides. The bound is the time of our step's
+matrix products at the rate that torch.mm reaches on large matrices in the same rounds: what transformers' time is of
+it, turned over, is the most that a step of these products could win.
 
 The default allocator gives large allocations back to the system at once, which ours prevents as every training on CPU
 does; tuned (MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368) both keep them.
@@ -104,13 +105,11 @@ def print_steps(case: str, measured: dict[str, Any], dropout: bool) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = benchmark_parser("trainer.benchmark.finetuning", __doc__ or "")
-    has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    precisions = ["fp32", "bf16"] if has_bf16 else ["fp32"]
     add = parser.add_argument
     add("--sections", nargs="+", choices=KINDS, default=list(KINDS), help="(default both)")
     add("--quick", action="store_true", help="tiny sizes and 2 rounds, to see it run")
-    add("--precision", nargs="+", choices=["fp32", "bf16"], default=precisions, help="(default both)")
-    add("--allocator", nargs="+", choices=ALLOCATORS, default=["tuned"], help="(default tuned, the harder)")
+    add("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32"], help="(default fp32)")
+    add("--allocator", nargs="+", choices=ALLOCATORS, default=list(ALLOCATORS), help="(default both)")
     add("--layers", type=positive, default=2, help="of the base model's 12 (default 2)")
     add("--tokens", type=positive, nargs="+", default=[4096, 3000], help="of an example (default 4096 3000)")
     add("--vocabulary", type=positive, default=50265, help="entries (default 50265, RoBERTa's)")
