@@ -584,6 +584,23 @@ def test_learns_real_articles_by_heart(wordpieces: Wordpieces) -> None:
     assert figures(model, task, examples) == {"f1": 1.0, "accuracy": 1.0, "precision": 1.0, "recall": 1.0}
 
 
+@real_data
+def test_learns_real_reviews_by_heart(wordpieces: Wordpieces, tmp_path: Path) -> None:
+    for line in (DATA / "downstream" / "imdb_corpus_3rows.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        file = tmp_path / "train" / row["label"] / Path(row["orig"]).name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(row["text"])
+    task = ImdbSettings(name="imdb", data=tmp_path, validation_share=0.001).task()
+    reviews = list(task.read("train"))
+    assert sorted(str(review.label) for review in reviews) == ["neg", "neg", "pos"]
+    examples = [task.encode(review, wordpieces, Lengths(160), training=True) for review in reviews]
+    model = small_model(task, wordpieces.size, 160)
+    losses = overfit(model, task, examples, 30)
+    assert losses[-1] < 0.1 < 0.5 < losses[0]
+    assert figures(model, task, examples)["accuracy"] == 1.0
+
+
 def test_figures_come_in_the_papers_order(tmp_path: Path) -> None:
     tasks: list[tuple[Callable[[], ClassificationTask], str]] = [
         (pair(tmp_path).task, "f1"),
