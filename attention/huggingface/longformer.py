@@ -1,0 +1,160 @@
+"""transformers' own Longformer and LED models over `windowed_attention`: the same weights, the same outputs.
+
+Two things are exchanged, on the model in hand and on no other: the class of each of its encoder's self-attention
+modules, whose parameters stay where they are, and the function by which the model pads its input to a multiple of the
+window, which windowed attention does not want. So whatever looks at modules, parameters or names finds what it knew.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers.models.led import modeling_led
+from transformers.models.longformer import modeling_longformer
+
+from attention.windowed import windowed_attention
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class _Windowed:
+    """The forward of a self-attention module; the rest is that of transformers' class, which comes after it."""
+
+    num_heads: int
+    head_dim: int
+    one_sided_attn_window_size: int
+    dropout: float
+    training: bool
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    query_global: nn.Module
+    key_global: nn.Module
+    value_global: nn.Module
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        is_index_masked: Tensor | None = None,
+        is_index_global_attn: Tensor | None = None,
+        is_global_attn: bool | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor]:
+        """Hidden states (batch, n, width) in and out, of any length n.
+
+        Padding and global tokens are read from the two masks (batch, n) that transformers makes of its own;
+        `attention_mask` says the same once more. Rows of padding are 0.
+        """
+        if output_attentions:
+            raise ValueError(
+                "output_attentions is True; expected False, as windowed attention never forms the matrix of weights: "
+                "attention.huggingface.restore(model) brings back the attention that does"
+            )
+        batch, length, width = hidden_states.shape
+
+        def heads(projected: Tensor) -> Tensor:
+            return projected.view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
+
+        is_global = query_global = key_global = value_global = None
+        if is_global_attn:
+            is_global = is_index_global_attn
+            assert is_global is not None
+            # Only the rows of global tokens are read.
+            rows = self.query_global(hidden_states[is_global])
+            query_global = heads(rows.new_zeros(batch, length, width).index_put((is_global,), rows))
+            key_global = heads(self.key_global(hidden_states))
+            value_global = heads(self.value_global(hidden_states))
+        output = windowed_attention(
+            heads(self.query(hidden_states)),
+            heads(self.key(hidden_states)),
+            heads(self.value(hidden_states)),
+            2 * self.one_sided_attn_window_size,
+            attention_mask=None if is_index_masked is None else torch.logical_not(is_index_masked),
+            global_attention_mask=is_global,
+            query_global=query_global,
+            key_global=key_global,
+            value_global=value_global,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return (output.transpose(1, 2).reshape(batch, length, width),)
+
+
+# Under their own names, by which FSDP and device maps know the modules that they must not take apart.
+class LongformerSelfAttention(_Windowed, modeling_longformer.LongformerSelfAttention):
+    """Longformer's self-attention, of the same parameters."""
+
+
+class LEDEncoderSelfAttention(_Windowed, modeling_led.LEDEncoderSelfAttention):
+    """The self-attention of LED's encoder, of the same parameters."""
+
+
+_WINDOWED: dict[type, type] = {
+    modeling_longformer.LongformerSelfAttention: LongformerSelfAttention,
+    modeling_led.LEDEncoderSelfAttention: LEDEncoderSelfAttention,
+}
+_ORIGINAL = {windowed: original for original, windowed in _WINDOWED.items()}
+_THAT_PAD = (modeling_longformer.LongformerModel, modeling_led.LEDEncoder)
+_PADDED = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+
+
+def _without_padding(**inputs: Any) -> tuple[Any, ...]:
+    """In place of a model's `_pad_to_window_size`: no padding, and the inputs as they are, in its order."""
+    return (0, *(inputs[name] for name in _PADDED if name in inputs))
+
+
+def accelerate(model: Model) -> Model:
+    """Compute the self-attention of a Longformer, or of LED's encoder, by `windowed_attention`, in place.
+
+    Weights, state dict, configuration and outputs stay the same; what changes is time and memory, and that the input
+    is not padded to a multiple of the window. Dropout of attention weights draws its seed from torch's generator, so
+    it drops other weights than before. LED's decoder is as it was. A model accelerated already stays so.
+
+    Args:
+        model: any model of transformers' Longformer or LED family, or one that holds such models.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: for a model without such self-attention, or whose self-attention somebody else has changed. With
+            `output_attentions=True` the model then raises one as well.
+    """
+    modules = [module for module in model.modules() if isinstance(module, tuple(_WINDOWED))]
+    if not modules:
+        raise ValueError(
+            f"the model is a {type(model).__name__}, in which there is no self-attention of Longformer or of LED's "
+            'encoder; expected one of their models. Other encoders take attn_implementation="longspan"'
+        )
+    for module in modules:
+        if type(module) not in _WINDOWED and type(module) not in _ORIGINAL:
+            raise ValueError(
+                f"the model's self-attention is a {_path(type(module))}; expected transformers' own"
+            )
+        if "forward" in vars(module):
+            raise ValueError(
+                f"the forward of a {type(module).__name__} has been replaced, as by hooks that move weights between "
+                "devices; expected transformers' own: accelerate the model before"
+            )
+    for module in modules:
+        module.__class__ = _WINDOWED.get(type(module), type(module))
+    for module in model.modules():
+        if isinstance(module, _THAT_PAD):
+            # A plain function, which copies, pickles and replicas of the model share: it knows no model.
+            vars(module)["_pad_to_window_size"] = _without_padding
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `accelerate`, in place; a model without it stays as it is. Returns the same model."""
+    for module in model.modules():
+        module.__class__ = _ORIGINAL.get(type(module), type(module))
+        if isinstance(module, _THAT_PAD):
+            vars(module).pop("_pad_to_window_size", None)
+    return model
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
