@@ -111,8 +111,9 @@ class FinetunedTask:
 
     def describe(self) -> str:
         splits = {"train": self.train} | ({} if self.validation is None else {"validation": self.validation})
-        there = int(os.environ.get("WORLD_SIZE", "1"))
-        lines = describe_finetuning(self.config, self.task.name, self.model, splits, self.phases, there)
+        name, there = processes.device_name(), int(os.environ.get("WORLD_SIZE", "1"))
+        gpu = None if name == "cpu" else name
+        lines = describe_finetuning(self.config, self.task.name, self.model, splits, self.phases, there, gpu)
         return "\n".join([lines[0] + f"; {', '.join(self.made_of)}", *lines[1:]])
 
     def describe_phase(self, number: int) -> str:

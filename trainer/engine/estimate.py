@@ -66,7 +66,7 @@ def masked_places(training: Pretraining) -> int:
     return max(1, round(training.masked_fraction * (training.sequence_length - 2)))
 
 
-def layer_bytes(config: EncoderConfig, training: Pretraining, on_gpu: bool) -> tuple[int, int]:
+def layer_bytes(config: EncoderConfig, training: Training, on_gpu: bool) -> tuple[int, int]:
     """Bytes a token that one layer keeps for its backward pass: up to its attention, and after it.
 
     In fp32, up to it: the layer's input, query, key and value, the attention's output, logsumexp. After it: that output
@@ -84,6 +84,35 @@ def layer_bytes(config: EncoderConfig, training: Pretraining, on_gpu: bool) -> t
     norms = 2 * (4 * width + 8) + operand * width
     after = operand * width + 2 * mask * width + norms + 2 * operand * inner
     return before, after
+
+
+def global_bytes(config: EncoderConfig, training: Training) -> int:
+    """Bytes a token that the projections of global tokens add to a layer's: their query, key and value; in bf16 key and
+    value have their own copies of the input."""
+    return config.hidden_size * ((3 * 2 + 2 * 2) if training.precision == "bf16" else 3 * 4)
+
+
+def rows_memory(
+    config: EncoderConfig,
+    training: Training,
+    parameters: int,
+    tokens: int,
+    world_size: int,
+    on_gpu: bool,
+    global_projections: bool,
+) -> Memory:
+    """The peak of a step of a downstream task whose largest micro-batch has so many tokens, its padding included; what
+    the head keeps comes on top. On a CPU few global tokens take less than is counted."""
+    weights, gradients, moments = states(parameters, parameters, training, world_size)
+    operand = 2 if training.precision == "bf16" else 4
+    layer = sum(layer_bytes(config, training, on_gpu)) + global_projections * global_bytes(config, training)
+    passing = operand * (2 * config.intermediate_size + 2 * config.hidden_size)
+    kept = 8 * config.hidden_size + 24  # the embeddings
+    if training.activation_checkpointing:
+        kept += config.num_hidden_layers * 4 * config.hidden_size + layer
+    else:
+        kept += config.num_hidden_layers * layer
+    return Memory(weights, gradients, moments, tokens * (kept + passing), 0)
 
 
 def states(parameters: int, trained: int, training: Training, world_size: int) -> tuple[int, int, int]:
@@ -243,7 +272,7 @@ def memory_parts(found: Memory) -> str:
         "activations": found.activations,
         "logits": found.logits,
     }
-    listed = " + ".join(f"{readable(size)} {name}" for name, size in parts.items())
+    listed = " + ".join(f"{readable(size)} {name}" for name, size in parts.items() if size)
     return f"about {readable(found.total)} a process = {listed}"
 
 

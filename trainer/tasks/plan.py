@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from trainer.engine.estimate import describe_disk, describe_memory, describe_time, rows_memory, seconds_of
 from trainer.engine.phases import Phases
 from trainer.model.task_model import TaskModel
 from trainer.tasks.config import Finetuning
@@ -17,8 +18,9 @@ def describe_finetuning(
     splits: Mapping[str, Examples],
     phases: Phases,
     world_size: int,
+    gpu: str | None,
 ) -> list[str]:
-    """For the log and for --dry-run."""
+    """For the log and for --dry-run; `gpu` is the name of this node's, None on CPUs."""
     sizes, phase = model.config, phases.phases[0]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
@@ -40,6 +42,25 @@ def describe_finetuning(
         f"those of like length together, {-(-phase.micro_batches // world_size)} on each of {world_size} processes",
         f"steps     {phase.steps:,} = {phases.epochs(phase.steps):.2f} epochs of {task}, learning rate {rates}, "
         f"{phase.warmup_steps} of warm-up, {schedule.decay} decay",
+        *_cost(config, model, splits["train"], phases, world_size, gpu),
+    ]
+
+
+def _cost(
+    config: Finetuning, model: TaskModel, train: Examples, phases: Phases, world_size: int, gpu: str | None
+) -> list[str]:
+    """Memory at the longest examples, time of all steps at the mean one, and disk."""
+    phase, parameters = phases.phases[0], sum(parameter.numel() for parameter in model.parameters())
+    tokens = config.micro_batch_size * int((train.rows * train.longest_rows).max())
+    own = model.encoder.global_projections
+    found = rows_memory(model.config, config, parameters, tokens, world_size, gpu is not None, own)
+    passes = -(-phase.micro_batches // world_size)
+    seconds = seconds_of(phase.flops * passes / phase.micro_batches, config.precision, gpu)
+    per_step = phase.batch_size * phase.tokens
+    return [
+        *describe_memory(found, gpu),
+        f"time      {describe_time(seconds, phase.steps, per_step, config.precision, gpu)}",
+        *describe_disk(12 * parameters, 4 * parameters, config, phase.steps),
     ]
 
 
