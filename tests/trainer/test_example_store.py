@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.disk import needs_mounting, small_disk
 from tests.trainer.finetuned import write_rows, write_small_model
 from trainer.engine.config import InputError
 from trainer.model.folder import read_tokenizer
@@ -136,6 +137,56 @@ def test_what_a_killed_process_left_is_made_again(place: Path) -> None:
     assert (folder / EXAMPLES).read_bytes() == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (FACTS, b"{"),
+        (FACTS, b"[]"),
+        (FACTS, b'{"bytes": 1}'),
+        (EXAMPLES, b""),
+        (EXAMPLES, b"ARROW1"),
+        (EXAMPLES, bytes(4000)),
+    ],
+)
+def test_what_is_damaged_is_made_again(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes
+) -> None:
+    whole = opened(place)
+    (folder,) = [path for path in (place / "cache" / "examples").iterdir() if path.is_dir()]
+    expected = (folder / EXAMPLES).read_bytes()
+    if len(content) == 4000:  # of the right size
+        content = bytes(len(expected))
+    (folder / name).unlink()  # not written into: `whole` reads its file still
+    (folder / name).write_bytes(content)
+    again = opened(place)
+    assert again.fingerprint == whole.fingerprint
+    assert "making the examples again" in capsys.readouterr().err
+    assert (folder / EXAMPLES).read_bytes() == expected
+    assert all(map(same, again, whole))
+
+
+def test_examples_in_use_are_not_written_over(place: Path) -> None:
+    """Another process's memory map would change under it."""
+    whole = opened(place)
+    expected = [example.rows[0].tolist() for example in whole]
+    (folder,) = [path for path in (place / "cache" / "examples").iterdir() if path.is_dir()]
+    other = Example("x", (np.zeros(3, np.int32),), features={"label": np.array([0], np.int32)})
+    write_examples(folder, iter([other] * 12), "test")
+    assert [example.rows[0].tolist() for example in whole] == expected
+    assert Examples(folder)[0].rows[0].tolist() == [0, 0, 0]
+
+
+@needs_mounting
+def test_a_full_disk_is_told_and_nothing_stays_on_it(place: Path) -> None:
+    with small_disk(place / "cache", "64k"):
+        with (place / "rows.jsonl").open("a") as file:
+            file.writelines('{"text": "%s", "label": "fine"}\n' % ("word " * 5000) for _ in range(40))
+        with pytest.raises(InputError, match="No space left on device"):
+            opened(place, longer="chunk")
+        assert not list((place / "cache").rglob("*.arrow"))
+        assert not list((place / "cache").rglob(FACTS))
+
+
 def test_several_processes_make_them_together(place: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.trainer.test_example_store import opened; "
@@ -163,6 +214,7 @@ def test_a_bad_file_leaves_no_examples(place: Path) -> None:
     with pytest.raises(InputError, match=r"rows\.jsonl: line 13"):
         opened(place)
     assert not list((place / "cache").rglob(FACTS))
+    assert not list((place / "cache").rglob("*.arrow"))
     (place / "rows.jsonl").unlink()
     with pytest.raises(InputError, match=r"rows\.jsonl"):
         opened(place)

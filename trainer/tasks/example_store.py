@@ -4,7 +4,8 @@
 
 A folder is named by all that decides its content: the task and its settings, the official files, the tokenizer, the
 lengths, and this package's code. One process of a machine fills it, and the others wait; it is whole when facts.json is
-there. What a run is trained on is known by the content's own hash, wherever the official files lie.
+there, and made again where that or the examples are not as they were written. What a run is trained on is known by the
+content's own hash, wherever the official files lie.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from trainer.tasks.task import DownstreamTask, Lengths, Split
 from trainer.tasks.wordpieces import Wordpieces
 
 EXAMPLES, FACTS = "examples.arrow", "facts.json"
+PARTIAL = ".partial.arrow"
 BATCH = 16
 """Examples of a record batch: what is read to get at one."""
 _INTS = pa.list_(pa.int32())
@@ -58,12 +61,24 @@ class ContextLengths:
     longest: int
 
 
+class Damaged(Exception):
+    """A folder whose files are not those that `write_examples` has left."""
+
+
 class Examples(Sequence[Example]):
-    """The examples of a folder, in memory maps."""
+    """The examples of a folder, in memory maps; Damaged where they are not whole."""
 
     def __init__(self, folder: Path) -> None:
-        self._reader = pa.ipc.open_file(pa.memory_map(str(folder / EXAMPLES)))
+        try:
+            self._open(folder)
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise Damaged(f"{folder}: {error}") from error
+
+    def _open(self, folder: Path) -> None:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if (folder / EXAMPLES).stat().st_size != facts["bytes"]:
+            raise ValueError(f"{EXAMPLES} is not of {facts['bytes']} bytes")
+        self._reader = pa.ipc.open_file(pa.memory_map(str(folder / EXAMPLES)))
         self._features: list[str] = facts["features"]
         self.skipped: dict[str, int] = facts["skipped"]
         """How many entries were left out, by reason."""
@@ -137,12 +152,16 @@ def open_examples(
     try:
         folder = cache / f"{task.name}-{split}-{_name(task, split, wordpieces, lengths)}"
         with alone(folder, f"the {split} examples of {task.name}"):
-            if not (folder / FACTS).is_file():
-                encoded = encode_all(task, task.read(split), wordpieces, lengths, training=split == "train")
-                write_examples(folder, encoded, f"{task.name} {split}")
+            try:
+                if (folder / FACTS).is_file():
+                    return Examples(folder)
+            except Damaged as damage:
+                print(f"{damage}; making the examples again", file=sys.stderr, flush=True)
+            encoded = encode_all(task, task.read(split), wordpieces, lengths, training=split == "train")
+            write_examples(folder, encoded, f"{task.name} {split}")
+            return Examples(folder)
     except OSError as error:
         raise InputError(f"{error.filename or cache}: {error.strerror or error}") from error
-    return Examples(folder)
 
 
 def _name(task: DownstreamTask, split: Split, wordpieces: Wordpieces, lengths: Lengths) -> str:
@@ -174,13 +193,14 @@ def encode_all(
 
 
 def write_examples(folder: Path, examples: Iterator[Example | Skipped], about: str) -> None:
-    """Write examples into a folder; they are there when FACTS is. Tells how far it is."""
+    """Write examples into a folder; they are there when FACTS is. Tells how far it is. OSError where there is no room,
+    and then nothing of them is left."""
     digest = hashlib.sha256()
     skipped: Counter[str] = Counter()
     features: list[str] | None = None
     rows: list[dict[str, Any]] = []
     count, told = 0, time.monotonic()
-    with pa.OSFile(str(folder / EXAMPLES), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+    with _new_file(folder) as writer:
         for example in examples:
             if isinstance(example, Skipped):
                 skipped[str(example)] += 1
@@ -197,13 +217,27 @@ def write_examples(folder: Path, examples: Iterator[Example | Skipped], about: s
                 print(f"{about}: {count:,} examples made", file=sys.stderr, flush=True)
         if rows:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, _SCHEMA))
-    sync(folder / EXAMPLES)
     facts = {
+        "bytes": (folder / EXAMPLES).stat().st_size,
         "features": features or [],
         "skipped": dict(sorted(skipped.items())),
         "sha256": digest.hexdigest(),
     }
     write_atomically(folder / FACTS, json.dumps(facts, indent=2).encode())
+
+
+@contextmanager
+def _new_file(folder: Path) -> Iterator[pa.RecordBatchWriter]:
+    """EXAMPLES, written beside and renamed: what was there may be in another process's memory map."""
+    partial = folder / PARTIAL
+    try:
+        with partial.open("wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+            yield writer
+        sync(partial)
+        (folder / FACTS).unlink(missing_ok=True)  # those of what is replaced
+        partial.replace(folder / EXAMPLES)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _row(example: Example, features: list[str], digest: Any) -> dict[str, Any]:
