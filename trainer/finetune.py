@@ -56,6 +56,8 @@ from trainer.tasks.plan import describe_finetuning
 from trainer.tasks.task import DownstreamTask
 from trainer.tasks.wordpieces import Wordpieces
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
 
 @dataclass
 class FinetunedTask:
@@ -140,8 +142,8 @@ class FinetunedTask:
     def evaluate(self, step: int, share: slice, beat: Callable[[], None]) -> list[float] | None:
         if self.validation is None:
             return None
-        first = self.validation[: self.config.evaluation.examples]
-        return summed(self.model, self.task, first, share, beat)
+        first = self.config.evaluation.examples
+        return summed(self.model, self.task, self.validation, share, beat, first=first)
 
     def evaluated(self, sums: list[float]) -> dict[str, float]:
         return {f"validation_{name}": value for name, value in self.task.figures(sums).items()}
@@ -149,11 +151,16 @@ class FinetunedTask:
     def files(self, step: int) -> dict[str, str]:
         config = self.config
         description = TaskDescription.of(config, self.task, self.model.global_attention)
+        tokenizer = {name: content.decode() for name, content in self.wordpieces.files().items()}
+        settings = json.loads(tokenizer[TOKENIZER_CONFIG]) | {
+            "model_max_length": self.model.config.max_tokens
+        }
         return {
             "config.json": json.dumps(task_config_json(self.model.config, self.task), indent=2) + "\n",
             FINETUNED: description.to_json(),
             ABOUT: json.dumps(finetuning_facts(config.run / METRICS, self.task.name), indent=2) + "\n",
-            **{name: content.decode() for name, content in self.wordpieces.files().items()},
+            **tokenizer,
+            TOKENIZER_CONFIG: json.dumps(settings, indent=2) + "\n",  # or transformers truncates nowhere
         }
 
     def export(self, checkpoint: Path, to: Path) -> None:
@@ -189,12 +196,11 @@ def prepare(config: Finetuning) -> FinetunedTask:
     if problems:
         raise InputError("\n".join(problems))
     train = open_examples(task, "train", wordpieces, config.lengths, config.cache_dir)
-    if not len(train):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in train.skipped.items()) or "an empty file"
-        raise InputError(f"task.train: found no example to train on ({reasons})")
+    _refuse_none(train, "train", "to train on")
     validation = None
     if "validation" in task.splits() and (config.evaluation.every or config.evaluation.epochs):
         validation = open_examples(task, "validation", wordpieces, config.lengths, config.cache_dir)
+        _refuse_none(validation, "validation", "to evaluate by")
     steps = steps_of(config, len(train))
     if steps > MOST_STEPS:
         raise InputError(f"epochs: found {config.epochs:g}, {steps} updates, expected at most {MOST_STEPS}")
@@ -221,6 +227,12 @@ def prepare(config: Finetuning) -> FinetunedTask:
                 setattr(parameter, processes.RATE_SCALE, task_rate / config.optimizer.learning_rate)
     start = weights_fingerprint(dict(model.named_parameters()))
     return FinetunedTask(config, task, wordpieces, train, validation, model, made_of, start)
+
+
+def _refuse_none(examples: Examples, split: str, purpose: str) -> None:
+    if not len(examples):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in examples.skipped.items())
+        raise InputError(f"task.{split}: found no example {purpose} ({reasons or 'none is there'})")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

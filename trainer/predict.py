@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from trainer.batches.example_batches import predictions
 from trainer.engine.config import InputError, load_config
-from trainer.model.folder import locate_model, read_tokenizer
+from trainer.model.folder import locate_model, read_config, read_tokenizer
 from trainer.model.task_folder import FINETUNED, Projections, load_task_model
 from trainer.model.task_model import TaskModel
 from trainer.tasks.config import Finetuning
@@ -53,7 +54,18 @@ def load_finetuned(
     description = read_description(folder / FINETUNED)
     task = description.make_task(folder / FINETUNED, settings)
     wordpieces = Wordpieces(read_tokenizer(folder), task.added_tokens)
-    projections: Projections = "shared" if description.shared_projections else "auto"
+    found = read_config(folder)
+    if not 3 <= description.sequence_length <= found.max_tokens:
+        raise InputError(
+            f"{folder / FINETUNED}: sequence_length: found {description.sequence_length}, expected at most the "
+            f"{found.max_tokens} that the model has positions for"
+        )
+    if wordpieces.size > found.vocab_size or wordpieces.pad != found.pad_token_id:
+        raise InputError(
+            f"{folder}: found a tokenizer of {wordpieces.size} entries with the task's, padding {wordpieces.pad}, "
+            f"expected the model's {found.vocab_size} and {found.pad_token_id}: it is another model's"
+        )
+    projections: Projections = "shared" if description.shared_projections else "stored"
     model, _ = load_task_model(folder, task, wordpieces, projections, "stored", description.global_attention)
     return model.eval(), task, wordpieces, description
 
@@ -81,6 +93,7 @@ def predict_folder(
     """Predict a file, or a split of a run's own data by its name, and write the submission; the official figures with
     `score`."""
     model, task, wordpieces, description = load_finetuned(location, settings)
+    _check_output(output, data)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     reader = task if run is None else run.task.task()
     if isinstance(data, Path):
@@ -105,12 +118,28 @@ def predict_folder(
         task.write(output, counted(bar))
     if cut:
         print(f"{cut:,} of {seen:,} were cut at {description.sequence_length:,} tokens", file=sys.stderr)
-    return task.figures([float(each) for each in np.sum(parts, axis=0)]) if parts else {}
+    figures = task.figures([float(each) for each in np.sum(parts, axis=0)]) if parts else {}
+    if score and not figures:
+        raise InputError(f"{data}: found no answers to score by; {output} is written")
+    return figures
+
+
+def _check_output(output: Path, data: Path | Split) -> None:
+    """Now, not after hours of predicting. InputError where the submission cannot be written."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir():
+        raise InputError(f"{output}: found a folder, expected the name of a file to write")
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"{output.parent}: cannot be written to")
+    if isinstance(data, Path) and data.exists() and output.exists() and output.samefile(data):
+        raise InputError(f"{output}: found the data themselves, expected another file to write")
 
 
 def predict_by_run(arguments: Sequence[str]) -> int:
     """`trainer/finetune.py --config RUN/config.yaml --predict FILE --output FILE [--score]`."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.finetune", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.finetune", description="Predict with a finished run's export."
+    )
     parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="a finished run's config.yaml"
     )
@@ -143,6 +172,13 @@ def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score", action="store_true", help="print the official metric too")
 
 
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{key}: found {text!r}, expected a YAML value") from error
+
+
 def _tell(act: Callable[[], dict[str, float]], name: str) -> int:
     try:
         figures = act()
@@ -166,19 +202,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="FILE")
     _shared(parser)
     options, rest = parser.parse_known_args(arguments)
+    rest = [part for word in rest for part in (word.split("=", 1) if word.startswith("--task.") else [word])]
     keys = [key for key in rest[::2] if key.startswith("--task.")]
     if len(rest) % 2 or len(keys) < len(rest) // 2:
         parser.error(f"found {' '.join(rest)}, expected --task.KEY VALUE")
-    settings = {
-        key.removeprefix("--task."): yaml.safe_load(value)
-        for key, value in zip(keys, rest[1::2], strict=True)
-    }
-    return _tell(
-        lambda: predict_folder(
+
+    def act() -> dict[str, float]:
+        settings = {
+            key.removeprefix("--task."): _value(key, text) for key, text in zip(keys, rest[1::2], strict=True)
+        }
+        return predict_folder(
             options.model, options.data, options.output, score=options.score, settings=settings
-        ),
-        "predict",
-    )
+        )
+
+    return _tell(act, "predict")
 
 
 if __name__ == "__main__":

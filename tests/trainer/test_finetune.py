@@ -198,6 +198,19 @@ def test_heads_learn_at_a_rate_of_their_own(place: Path) -> None:
     assert {scale for name, scale in by_name.items() if not name.startswith("classifier.")} == {1.0}
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_first_updates_are_of_these_rates(place: Path, launched: Path, stage: int) -> None:
+    """An update of Adam is at most about its rate: after two they are 0.0005 + 0.001, of the head five times that."""
+    start = dict(task_of(settings(place, place / "model", "rates")).model.named_parameters())
+    after = open_checkpoint(step_folder(launched / f"whole-{stage}", 2)).weights()
+    farthest = {True: 0.0, False: 0.0}
+    for name, parameter in start.items():
+        moved = float((after[name] - parameter.detach()).abs().max())
+        farthest[name.startswith("classifier.")] = max(farthest[name.startswith("classifier.")], moved)
+    assert farthest[True] == pytest.approx(5 * 0.0015, rel=0.02)
+    assert farthest[False] == pytest.approx(0.0015, rel=0.02)
+
+
 def test_global_projections_start_as_copies_and_are_trained(place: Path, launched: Path) -> None:
     task = task_of(settings(place, place / "model", "copies"))
     tensors = dict(task.model.named_parameters())

@@ -59,6 +59,8 @@ def test_it_trains_evaluates_and_predicts(
     assert sums is not None
     halves = [task.evaluate(1, slice(part, None, 2), lambda: None) or [] for part in (0, 1)]
     np.testing.assert_allclose(np.sum(halves, axis=0), sums, rtol=1e-5, atol=1e-5)
+    nothing = task.evaluate(1, slice(10**6, None), lambda: None)  # of more processes than examples
+    assert nothing == [0.0] * len(sums)
     figures = task.evaluated(sums)
     assert figures
     assert all(0 <= value <= 100 for value in figures.values())

@@ -61,9 +61,10 @@ def summed(
     share: slice,
     beat: Callable[[], None] = lambda: None,
     block: int = 256,
+    first: int | None = None,
 ) -> list[float]:
-    """The task's sums over a share of the examples, some at a time."""
-    numbers = range(len(examples))[share]
+    """The task's sums over a share of the first so many examples, or of all, of which some are read at a time."""
+    numbers = range(len(examples))[:first][share]
     parts = [task.sums([], [])]  # so that a process without examples has as many sums
     for start in range(0, len(numbers), block):
         chosen = [examples[number] for number in numbers[start : start + block]]

@@ -11,6 +11,8 @@ import yaml
 from trainer.model.longformer import EncoderConfig
 from trainer.model.markdown import fenced, table
 from trainer.model.provenance import metrics_rows, spread, versions
+from trainer.model.task_folder import FINETUNED
+from trainer.tasks.registry import settings_class
 
 _COURSE = ("step", "loss", "learning_rate", "epoch")
 
@@ -64,15 +66,31 @@ def finetuned_card(
         f"transformers loads it as {architecture}."
         + ("" if "For" in architecture else " The heads lie beside the encoder in model.safetensors."),
         "## Again",
-        fenced("deepspeed trainer/finetune.py --config config.yaml --run RUN --model MODEL", "sh"),
-        "with this config.yaml, and the task's files:",
+        fenced(
+            "deepspeed trainer/finetune.py --config config.yaml --run RUN --model MODEL"
+            + _files(description["task"]["name"]),
+            "sh",
+        ),
+        "with this config.yaml, and others of the task's files that it had:",
         fenced(yaml.safe_dump({"task": description["task"], **settings}, sort_keys=False), "yaml"),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _files(task: str) -> str:
+    """Arguments for the files that a task must have: the configuration of a card names none."""
+    fields = settings_class(task, Path(FINETUNED)).model_fields
+    return "".join(
+        f" --task.{name} {name.upper()}"
+        for name, field in fields.items()
+        if field.is_required() and field.annotation is Path
+    )
+
+
 def _table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    names = list(rows[0])
-    return table(tuple(names), [tuple(f"{row[name]:.5g}" for name in names if name in row) for row in rows])
+    names = tuple(dict.fromkeys(name for row in rows for name in row))
+    # A figure that was not finite is null in metrics.jsonl.
+    shown = [["" if row.get(name) is None else f"{row[name]:.5g}" for name in names] for row in rows]
+    return table(names, map(tuple, shown))

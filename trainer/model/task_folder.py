@@ -56,19 +56,19 @@ def load_task_model(
     taken = head != "new" and not missing
     model = TaskModel(config, heads, projections != "shared", global_attention and task.has_global_tokens)
     own = projections != "shared" and model.global_attention
-    has_own = any("_global." in name for name in tensors)
-    if projections == "stored" and own and not has_own:
+    encoder = dict(model.encoder.named_parameters())
+    lacking = [name for name in encoder if "_global." in name and name not in tensors]
+    if projections == "stored" and lacking:
         raise InputError(
-            f"global_projections: {folder} has none stored, expected *_global weights, or `copied`"
+            f"global_projections: {folder} has no {lacking[0]}, expected *_global weights, or `copied`"
         )
-    keep = own and has_own and (projections == "stored" or (projections == "auto" and taken))
+    keep = own and not lacking and (projections == "stored" or (projections == "auto" and taken))
     if own and not keep:  # masked-language modelling has trained none: copies of what it has
         tensors = with_global_projections(tensors)
     if config.vocab_size > rows:
         added = torch.empty(config.vocab_size - rows, config.hidden_size)
         nn.init.normal_(added, std=config.initializer_range)
         tensors[WORDS] = torch.cat([tensors[WORDS].float(), added])
-    encoder = dict(model.encoder.named_parameters())
     model.encoder.load_state_dict({name: tensors[name].float() for name in encoder})
     if taken:
         for name, module in heads.items():

@@ -344,7 +344,9 @@ class OwnClassification(ClassificationTask):
     @property
     def labels(self) -> tuple[str, ...]:
         if self._labels is None:
-            path = self.settings.train
+            path: Path | None = self.settings.train
+            if path is None:  # a finetuned model's description without them
+                raise InputError("task.labels: found none, expected those that the model was trained on")
             found = {document.label for document in read_labelled(path)} - {None}
             if len(found) < 2:
                 raise InputError(

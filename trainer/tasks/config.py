@@ -75,6 +75,11 @@ class Finetuning(Training):
     optimizer: FinetuningOptimizer = Field(default_factory=FinetuningOptimizer)  # type: ignore[arg-type]
     evaluation: FinetuningEvaluation = Field(default_factory=FinetuningEvaluation)  # type: ignore[arg-type]
 
+    @field_validator("cache_dir")
+    @classmethod
+    def _expand_cache(cls, path: Path | None) -> Path | None:
+        return None if path is None else expand_home(path)
+
     @field_validator("model")
     @classmethod
     def _expand_model(cls, location: str) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -71,12 +71,17 @@ class TaskDescription:
             name: None for name, field in kind.model_fields.items() if field.is_required()
         }
         for name, value in chosen.items():
+            field = kind.model_fields[name]
             try:
-                values[name] = TypeAdapter[Any](kind.model_fields[name].annotation or Any).validate_python(
+                # With the field's bounds: what is read here is a size of something.
+                values[name] = TypeAdapter[Any](Annotated[field.annotation, field]).validate_python(  # type: ignore[arg-type]
                     value
                 )
             except ValidationError as error:
-                wrong += [f"{source}: task.{name}: {line}" for line in problems(error)]
+                wrong += [f"{source}: task.{name}{_placed(line)}" for line in problems(error)]
+                continue
+            if name not in (given or {}) and _holds_paths(values[name]):
+                wrong.append(f"{source}: task.{name}: found a path, expected none: a model brings no data")
         if wrong:
             raise InputError("\n".join(wrong))
         return kind.model_construct(**values).task()
@@ -88,6 +93,11 @@ def read_description(path: Path) -> TaskDescription:
         return TypeAdapter(TaskDescription).validate_python(read_json(path))
     except ValidationError as error:
         raise InputError("\n".join(f"{path}: {line}" for line in problems(error))) from error
+
+
+def _placed(problem: str) -> str:
+    """A problem of a value, or of an entry in it ("0: found …"), behind the value's own key."""
+    return problem if problem.startswith(":") else f".{problem}"
 
 
 def _holds_paths(value: Any) -> bool:

@@ -28,7 +28,7 @@ AnyTask = (
 def settings_class(name: Any, source: Path) -> type[TaskSettings]:
     """The section of a task by its name; InputError, naming `source`, where there is no such task."""
     by_name = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(AnyTask)}
-    if name not in by_name:
+    if not isinstance(name, str) or name not in by_name:
         raise InputError(f"{source}: task.name: found {name!r}, expected one of {', '.join(by_name)}")
     found: type[TaskSettings] = by_name[name]
     return found
