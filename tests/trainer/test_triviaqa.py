@@ -193,6 +193,7 @@ def test_answers_may_be_missing_to_predict_and_not_to_train(tmp_path: Path, answ
         "../../secret.txt",
         "/etc/passwd",
         "a/../../web/1/1_2.txt",
+        "../wikipedia-too/secret.txt",
         "link.txt",
         "York\0.txt",
         "\ud800",
@@ -205,6 +206,8 @@ def test_a_filename_does_not_lead_out_of_the_evidence(tmp_path: Path, name: str)
     path = official(tmp_path, entry(EntityPages=[{"Filename": name}]))
     (tmp_path / "evidence/wikipedia/link.txt").symlink_to(tmp_path / "secret.txt")
     (tmp_path / "evidence/wikipedia/sub").mkdir()
+    (tmp_path / "evidence/wikipedia-too").mkdir()
+    (tmp_path / "evidence/wikipedia-too/secret.txt").write_text("secret")
     with pytest.raises(InputError, match=r"some\.json: Data\[0\]: EntityPages\[0\]: Filename: found"):
         list(task(path).read("train"))
 
@@ -386,12 +389,47 @@ def test_rows_without_an_answer_are_left_out_of_training_alone(wordpieces: Wordp
     ):
         with pytest.raises(Skipped, match=f"^{reason}$"):
             encode(found, True)
-        assert not len(encode(found, False).features["starts"]) or reason.startswith(("question", "evidence"))
+        if reason.startswith("question"):
+            continue
+        assert not len(encode(found, False).features["starts"]) or reason.startswith("evidence")
     cut = encode(question(long, "york"), False)
     assert cut.tokens == 64
     assert cut.tokens_cut == cut.context_tokens - (64 - 3 - len(wordpieces.encode("Which city?"))) > 0
     with pytest.raises(InputError, match="sequence_length: found 6, expected 7 tokens or more"):
         encode(question("York."), False, tokens=6)
+
+
+def test_a_question_is_never_cut_and_named_by_its_place(tmp_path: Path, wordpieces: Wordpieces) -> None:
+    path = rows(tmp_path, {"id": "a", "question": "Which? " * 40, "context": "York."})
+    (found,) = task().read_own(path)
+    with pytest.raises(
+        InputError, match=r"some\.jsonl: line 1 \(a\): found \d+ wordpieces in the question, .* 32 at"
+    ):
+        task().encode(found, wordpieces, Lengths(64), False)
+
+
+def test_an_answer_that_two_rows_share_is_in_neither(wordpieces: Wordpieces) -> None:
+    room = 64 - 3 - len(wordpieces.encode("Which city?"))
+    before = "a" + " a" * (room - 2)
+    assert len(wordpieces.encode(before)) == room - 1
+    parted = question(f"{before} New York. New York.", "new york")
+    example = task().encode(parted, wordpieces, Lengths(64, "chunk"), True)
+    assert (len(example.rows), example.features["starts"].tolist()) == (2, [room + 2])
+    with pytest.raises(Skipped, match=r"^no answer in what is read of the evidence$"):
+        task().encode(question(f"{before} New York.", "new york"), wordpieces, Lengths(64, "chunk"), True)
+
+
+def test_the_loss_is_a_sum_over_questions(wordpieces: Wordpieces) -> None:
+    own = task()
+    texts = ["In York.", "York it is, and York again, not Leeds.", "Leeds. " * 9 + "York."]
+    examples = [own.encode(question(text, "york"), wordpieces, Lengths(24, "chunk"), True) for text in texts]
+    model = small_model(own, wordpieces.size, 24, hidden_size=16, window=8).eval()
+
+    def loss(some: list[Example]) -> float:
+        with torch.no_grad():
+            return own.loss(model, model.states(as_batch(some, wordpieces.pad)), some).item()
+
+    assert loss(examples) == pytest.approx(sum(loss([example]) for example in examples), rel=1e-5)
 
 
 def test_answers_are_thirty_pieces_at_most(wordpieces: Wordpieces) -> None:
@@ -419,14 +457,18 @@ def test_rows_hold_the_question_and_the_context_in_order(
     context = " York ".join(words)
     limits = Lengths(tokens, longer)
     whole, pieces = wordpieces.encode(asked), wordpieces.encode(context)
-    try:
-        example = task(longest_context=50).encode(
-            question(context, "york", asked=asked), wordpieces, limits, training
-        )
-    except Skipped:
+    entry = question(context, "york", asked=asked)
+    encode = task(longest_context=50).encode
+    if 2 * len(whole) > tokens:
+        with pytest.raises(Skipped if training else InputError, match=r"longer than half|never cut|missing"):
+            encode(entry, wordpieces, limits, training)
         return
-    assert not training or 2 * len(whole) <= tokens
-    kept = whole.ids[: tokens // 2].tolist()
+    try:
+        example = encode(entry, wordpieces, limits, training)
+    except Skipped:
+        assert training
+        return
+    kept = whole.ids.tolist()
     read = []
     for row in example.rows:
         assert len(row) <= tokens
@@ -508,7 +550,7 @@ def test_predictions_are_characters_of_the_context_within_a_row(wordpieces: Word
 
 def test_without_evidence_the_answer_is_empty(wordpieces: Wordpieces) -> None:
     own = task()
-    bare = replace(question("", "york", asked="Which? " * 20), pages=(Page("p", None),))
+    bare = replace(question("", "york", asked="Which?"), pages=(Page("p", None),))
     example = own.encode(bare, wordpieces, Lengths(16), False)
     model = small_model(own, wordpieces.size, 16, hidden_size=16, window=8)
     batch = as_batch([example], wordpieces.pad)
@@ -518,7 +560,6 @@ def test_without_evidence_the_answer_is_empty(wordpieces: Wordpieces) -> None:
         "answer": "",
         "spans": [],
         "documents_missing": 1,
-        "question_tokens_cut": len(wordpieces.encode("Which? " * 20)) - 8,
     }
     assert own.figures(own.sums([example], [found])) == {"f1": 0, "exact_match": 0}
 

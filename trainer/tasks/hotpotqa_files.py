@@ -19,7 +19,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Question:
     answer: str | None
     facts: tuple[Fact, ...] | None
     """As given: the real data name some sentences that do not exist."""
+    where: str = field(default="", compare=False)
+    """File, and line or row in it."""
 
 
 def read_questions(path: Path) -> Iterator[Question]:
@@ -73,7 +75,7 @@ def read_questions(path: Path) -> Iterator[Question]:
         except ValueError as error:
             raise InputError(f"{path}: {where}: {error}") from error
         seen[question.id] = where
-        yield question
+        yield replace(question, where=f"{path}: {where} ({question.id[:80]})")
 
 
 def _question(row: Mapping[str, Any]) -> Question:

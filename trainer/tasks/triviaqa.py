@@ -131,8 +131,9 @@ class TriviaQA:
         return self.settings.documents == "each" and question.domain == "web"
 
     def encode(self, entry: Question, wordpieces: Wordpieces, lengths: Lengths, training: bool) -> Example:
-        """What does not fit is cut off the context. A question that takes more than half a row is Skipped in training,
-        and else cut to that; so are Skipped those with evidence missing, or without an answer in what is read of it."""
+        """What does not fit is cut off the context, never the question: one that takes more than half a row is Skipped
+        in training, else an InputError. Also Skipped is one with evidence missing, or without an answer in what is read
+        of it."""
         if lengths.tokens < FEWEST_TOKENS:
             raise InputError(
                 f"sequence_length: found {lengths.tokens}, expected {FEWEST_TOKENS} tokens or more for triviaqa"
@@ -141,10 +142,13 @@ class TriviaQA:
             raise Skipped("evidence is missing")
         question, context = wordpieces.encode_all([entry.question, entry.context])
         most = lengths.tokens // 2
-        question_cut = max(0, len(question) - most)
-        if training and question_cut:
-            raise Skipped("question longer than half a row")
-        question = question[:most]
+        if len(question) > most:
+            if training:
+                raise Skipped("question longer than half a row")
+            raise InputError(
+                f"{entry.where or entry.id}: found {len(question):,} wordpieces in the question, which is never cut, "
+                f"expected {most:,} at most where rows have {lengths.tokens:,} tokens"
+            )
         room = lengths.tokens - len(question) - 3
         kept = context[: self.settings.longest_context if lengths.longer == "chunk" else room]
         answers: list[tuple[int, int]] = []
@@ -173,7 +177,6 @@ class TriviaQA:
             "answers": entry.answers,
             "scored_as": entry.scored_as,
             "documents_missing": entry.missing,
-            "question_tokens_cut": question_cut,
         }
         return Example(
             entry.scored_as[0][0] if self._each(entry) else entry.id,
@@ -230,7 +233,7 @@ class TriviaQA:
         for span in best_spans(logits, self.settings.longest_answer, self.settings.candidates, rows):
             start, end = pieces.characters(span.first, span.last)
             spans.append({"answer": pieces.text[start:end], "start": start, "end": end, "score": span.score})
-        told = {key: about[key] for key in ("documents_missing", "question_tokens_cut") if about[key]}
+        told = {key: about[key] for key in ("documents_missing",) if about[key]}
         return {"answer": spans[0]["answer"] if spans else "", "spans": spans, **told}
 
     def sums(self, examples: Sequence[Example], predictions: Sequence[Any]) -> list[float]:

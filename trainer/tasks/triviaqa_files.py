@@ -17,7 +17,7 @@ import json
 import reprlib
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -58,6 +58,8 @@ class Question:
     verified: bool = False
     """People could answer it (`QuestionPartOfVerifiedEval`)."""
     domain: Domain = "wikipedia"
+    where: str = field(default="", compare=False)
+    """File, and line or row in it."""
 
     @property
     def context(self) -> str:
@@ -106,7 +108,7 @@ def read_questions(
             )
         seen[question.id] = where
         found = found or any(page.text for page in question.pages)
-        yield question
+        yield replace(question, where=f"{path}: {where} ({question.id[:80]})")
     if not seen:
         raise InputError(f"{path}: found no questions, expected at least one")
     if not found:
