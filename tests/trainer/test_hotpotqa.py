@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import example as given_also
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -212,6 +213,7 @@ def test_pieces_know_the_paragraphs_characters(
 
 
 @given(PARAGRAPHS, st.integers(22, 60), st.sampled_from(["truncate", "chunk"]))
+@given_also((Paragraph("", ()), Paragraph("[" * 9, ())), 22, "truncate")  # a title that fits when cut
 @settings(max_examples=80, deadline=None)
 def test_rows_are_never_too_long_and_tell_what_they_lack(
     wordpieces: Wordpieces, paragraphs: tuple[Paragraph, ...], tokens: int, longer: Any
@@ -305,6 +307,8 @@ def test_a_question_is_never_cut(wordpieces: Wordpieces) -> None:
     ) as error:
         task().encode(CITIES, wordpieces, Lengths(16), False)
     assert "16 tokens" in str(error.value)
+    with pytest.raises(InputError, match=r"^file: row 3: found 9 wordpieces"):
+        task().encode(replace(CITIES, where="file: row 3"), wordpieces, Lengths(16), False)
     short = replace(CITIES, text="Where is it?")
     assert task().encode(short, wordpieces, Lengths(16), False).tokens <= 16
 
@@ -314,6 +318,7 @@ def test_a_question_is_never_cut(wordpieces: Wordpieces) -> None:
     [
         ({"answer": None}, "no answer"),
         ({"facts": None}, "no supporting facts"),
+        ({"facts": ()}, "no supporting facts"),
         ({"answer": "the North Sea"}, "no answer occurs"),  # elsewhere only
         ({"answer": "Black"}, None),
         ({"answer": "yes"}, None),

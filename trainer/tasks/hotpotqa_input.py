@@ -42,7 +42,7 @@ class Layout:
                 raise Skipped("question too long")
             most = len(pieces) + self._room - LEAST_ROOM
             raise InputError(
-                f"{question.id}: found {len(pieces)} wordpieces in the question, which is never cut, "
+                f"{question.where or question.id}: found {len(pieces)} wordpieces in the question, which is never cut, "
                 f"expected {most} at most where rows have {lengths.tokens} tokens"
             )
         self.rows: list[np.ndarray] = []
@@ -79,7 +79,8 @@ class Layout:
         head = [self._special["<t>"], *name, self._special["</t>"]]
         if chunk and len(head) + sum(len(pieces) + 1 for pieces in sentences) > self._free:
             self._next_row()
-        if len(head) + (len(sentences[0]) + 1 if sentences else 0) > self._free and not self._is_new:
+        too_long = len(head) + (len(sentences[0]) + 1 if sentences else 0) > self._free
+        if not self._is_new and (too_long or (len(name) < len(title) and not chunk)):
             return 0
         self._add_head(number, head)
         held, offset = len(name), 0
