@@ -39,7 +39,7 @@ def occurrences(
             first = int(np.searchsorted(words.places, at))
             start, end = int(words.starts[first]), int(words.ends[first + further])
             # A capital sigma is lowered by what surrounds it: what alone is another word is not the answer.
-            if _words(text[start:end], punctuation).joined == answer:
+            if "Σ" not in text[start:end] or _words(text[start:end], punctuation).joined == answer:
                 found.add((start, end))
             at = joined.find(f" {answer} ", at + 1)
     return sorted(found)
