@@ -307,6 +307,29 @@ def test_imdb_from_the_hub(tmp_path: Path) -> None:
         ImdbSettings(name="imdb", data=tmp_path / "nowhere").task().files("train")
 
 
+def test_official_reviews_are_predicted_as_they_are(tmp_path: Path) -> None:
+    task = ImdbSettings(name="imdb", data=acl_imdb(tmp_path)).task()
+    assert list(task.read_own(tmp_path / "test")) == list(task.read("test"))
+    pq.write_table(pa.table({"text": ["bad", "good"], "label": [0, 1]}), tmp_path / "test.parquet")
+    assert [review.label for review in task.read_own(tmp_path / "test.parquet")] == ["neg", "pos"]
+    jsonl(tmp_path / "own.jsonl", [{"text": "a"}, {"text": "b", "label": "pos"}])
+    assert [review.label for review in task.read_own(tmp_path / "own.jsonl")] == [None, "pos"]
+    jsonl(tmp_path / "own.jsonl", [{"text": "a", "label": 2}])
+    with pytest.raises(InputError, match=r"line 1: label: found '2', expected one of 'neg', 'pos'"):
+        list(task.read_own(tmp_path / "own.jsonl"))
+
+
+def test_the_hubs_articles_are_predicted_as_they_are(tmp_path: Path) -> None:
+    row = {"text": "<p>a <b>c</b></p>", "title": "t", "hyperpartisan": True}
+    path = tmp_path / "hub.parquet"
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    task = HyperpartisanSettings(name="hyperpartisan", articles=path).task()
+    assert [(article.text, article.label) for article in task.read_own(path)] == [("t\na c", "true")]
+    jsonl(tmp_path / "own.jsonl", [{"text": "a <b>", "label": False}])
+    (own,) = task.read_own(tmp_path / "own.jsonl")
+    assert (own.text, own.label) == ("a <b>", "false")
+
+
 def test_a_reviews_name_may_be_bytes_of_no_encoding(tmp_path: Path) -> None:
     folder = os.fsencode(acl_imdb(tmp_path) / "test" / "neg")
     Path(os.fsdecode(folder + b"/\xff_1.txt")).write_text("x")

@@ -14,6 +14,7 @@ import json
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ from trainer.tasks.classification_files import (
 from trainer.tasks.classification_metrics import accuracy_and_f1, confusion
 from trainer.tasks.classification_splits import published, stratified, uniform
 from trainer.tasks.example import Example, Skipped
+from trainer.tasks.rows import read_rows
 from trainer.tasks.task import SPLITS, Lengths, Split, TaskSettings
 from trainer.tasks.wordpieces import Wordpieces
 
@@ -265,6 +267,14 @@ class Hyperpartisan(ClassificationTask):
         )
         return (article for article in labelled if article.id in wanted)
 
+    def read_own(self, path: Path) -> Iterator[Document]:
+        """Also the hub's rows, whose text has tags."""
+        if path.suffix in _ROWS and not path.name.endswith(".xml.gz"):
+            _, first = next(read_rows(path))
+            if "hyperpartisan" in first:
+                return read_hub_articles(path)
+        return super().read_own(path)
+
     def _ids(self, truth: Mapping[str, str]) -> dict[Split, set[str]]:
         if self.settings.split_file is None:
             return stratified(truth, self.settings.split_seed)
@@ -322,6 +332,16 @@ class Imdb(ClassificationTask):
             if (uniform("imdb split", self.settings.split_seed, review.id) < self.settings.validation_share)
             == held_out
         )
+
+    def read_own(self, path: Path) -> Iterator[Document]:
+        """Also a part of aclImdb, such as its `test`, and the hub's rows, whose labels are 0 and 1."""
+        if (path / "neg").is_dir() and (path / "pos").is_dir():
+            return read_imdb(path.absolute().parent, path.absolute().name)
+        if path.suffix not in _ROWS:
+            return super().read_own(path)
+        names = dict(zip(("0", "1"), self.labels, strict=True))
+        rows = read_labelled(path)
+        return self._checked(replace(row, label=names.get(row.label or "", row.label)) for row in rows)
 
     def describe(self) -> Mapping[str, Any]:
         settings = self.settings
