@@ -127,6 +127,20 @@ def test_examples_are_made_once_and_anew_where_anything_differs(place: Path) -> 
     assert len(list((place / "cache" / "examples").glob("*/*.arrow"))) == 4
 
 
+def test_another_tokenizer_or_setting_of_the_task_is_another_name(place: Path) -> None:
+    def name(labels: list[str] | None = None, added: tuple[str, ...] = ()) -> str:
+        task = ClassificationSettings(name="classification", train=place / "rows.jsonl", labels=labels).task()
+        wordpieces = Wordpieces(read_tokenizer(place / "model"), added)
+        before = set((place / "cache" / "examples").glob("*/"))
+        open_examples(task, "train", wordpieces, Lengths(64), place / "cache")
+        return ", ".join(path.name for path in set((place / "cache" / "examples").glob("*/")) - before)
+
+    assert name()
+    assert not name(["dull", "fine", "great"])  # those in the rows
+    assert name(["great", "fine", "dull"])
+    assert name(added=("[q]",))
+
+
 def test_what_a_killed_process_left_is_made_again(place: Path) -> None:
     whole = opened(place)
     (folder,) = [path for path in (place / "cache" / "examples").iterdir() if path.is_dir()]

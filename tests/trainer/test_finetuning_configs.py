@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from trainer.tasks.config import Finetuning
 from trainer.tasks.description import TaskDescription
 from trainer.tasks.example import Example
 from trainer.tasks.example_store import encode_all
+from trainer.tasks.registry import AnyTask
+from trainer.tasks.task import TaskSettings
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 FINETUNED = sorted(path for path in CONFIGS.rglob("*.yaml") if "\ntask:" in path.read_text(encoding="utf-8"))
@@ -122,3 +125,21 @@ def test_all_tasks_have_a_configuration_and_a_comparison_with_roberta() -> None:
         config = load_config(CONFIGS / f"{name}_roberta.yaml", CHANGES, Finetuning)
         assert config.longer == "chunk"
         assert config.sequence_length <= 512
+
+
+ONLY_PREDICTIONS = {"candidates"}  # spans that TriviaQA lists
+
+
+@pytest.mark.parametrize("kind", get_args(AnyTask), ids=lambda kind: kind.__name__)
+def test_what_decides_a_task_describes_it(kind: type[TaskSettings]) -> None:
+    """A run, and the examples of a cache, are known by it: every setting that is no file is in it."""
+    fields = kind.model_fields
+    decide = {
+        name
+        for name, field in fields.items()
+        if name not in {"name", *ONLY_PREDICTIONS} and "Path" not in str(field.annotation)
+    }
+    given = {name: None for name, field in fields.items() if field.is_required()}
+    if "labels" in fields:
+        given["labels"] = ["no", "yes"]  # type: ignore[assignment]
+    assert decide <= kind.model_construct(**given).task().describe().keys()

@@ -19,7 +19,7 @@ from trainer.engine.checkpoint import save_checkpoint
 from trainer.engine.config import InputError, load_config
 from trainer.export import export_checkpoint
 from trainer.finetune import FinetunedTask, prepare
-from trainer.model.folder import read_tokenizer
+from trainer.model.folder import read_tokenizer, with_global_projections
 from trainer.model.task_card import finetuned_card
 from trainer.model.task_folder import load_task_model
 from trainer.predict import main as predict
@@ -247,3 +247,84 @@ def test_a_split_without_examples_is_refused_before_training(place: Path, tmp_pa
     with pytest.raises(InputError, match=r"task.validation: found no example to evaluate by"):
         task_of(values)
     assert task_of(values | {"evaluation": {"epochs": 0}}).validation is None
+
+
+def test_projections_of_a_model_without_the_head_are_copied_anew(place: Path, tmp_path: Path) -> None:
+    """Unless they are asked for: what masked-language modelling has not trained is no better than its copies."""
+    shutil.copytree(place / "model", tmp_path / "model")
+    tensors = with_global_projections(load_file(tmp_path / "model" / "model.safetensors"))
+    changed = {name: tensor + ("_global." in name) for name, tensor in tensors.items()}
+    save_file(changed, tmp_path / "model" / "model.safetensors")
+    for asked, moved in (("auto", 0), ("copied", 0), ("stored", 1)):
+        task = task_of(settings(place, tmp_path / "model", "copies", global_projections=asked))
+        own = dict(task.model.named_parameters())
+        names = [name for name in own if "_global." in name]
+        assert len(names) == 12
+        for name in names:
+            torch.testing.assert_close(own[name], own[name.replace("_global", "")] + moved, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "warmup", "every"),
+    [
+        ({"steps": None, "epochs": 5}, 8, 1, 2),  # 12 examples by 8, rounded up; the warm-up a tenth of 8
+        ({"steps": None, "epochs": 5, "optimizer": {"warmup_share": 0.5}}, 8, 4, 2),
+        ({"steps": 6, "optimizer": {"warmup_steps": 6, "warmup_share": 1}}, 6, 6, 2),
+        ({"steps": 6, "optimizer": {"warmup_steps": 0}, "evaluation": {"epochs": 2.5}}, 6, 0, 4),
+        ({"evaluation": {"epochs": 1e-9}}, 10, 1, 1),
+        ({"evaluation": {"every": 3, "epochs": 0}}, 10, 1, 3),
+        ({"evaluation": {"epochs": 0}}, 10, 1, 0),
+    ],
+)
+def test_steps_warm_up_and_evaluations_are_counted_in_epochs(
+    place: Path, changes: dict[str, Any], steps: int, warmup: int, every: int
+) -> None:
+    task = task_of(
+        settings(place, place / "model", "steps", **{"optimizer": {}, "evaluation": {}, **changes})
+    )
+    (phase,) = task.phases.phases
+    assert (phase.steps, phase.warmup_steps, task.config.evaluation.every) == (steps, warmup, every)
+
+
+def test_a_warm_up_longer_than_the_epochs_is_refused(place: Path) -> None:
+    changes = {"steps": None, "epochs": 5, "optimizer": {"warmup_steps": 9}}
+    with pytest.raises(
+        InputError, match=r"warmup_steps: found 9, expected at most the 8 updates of 5 epochs"
+    ):
+        task_of(settings(place, place / "model", "steps", **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"global_attention": False},
+        {"global_projections": "shared"},
+        {"head": "new", "seed": 4},
+        {"sequence_length": 48},
+        {"task": {"labels": ["great", "fine", "dull"]}},
+        {"optimizer": {"task_learning_rate": None}},
+        {"epochs": 6},
+        {"batch_size": 4},
+    ],
+)
+def test_what_decides_the_numbers_is_a_fact_of_the_run(place: Path, changes: dict[str, Any]) -> None:
+    values = settings(place, place / "model", "run")
+    changed = {
+        key: {**values[key], **value} if isinstance(value, dict) else value for key, value in changes.items()
+    }
+    assert task_of(values | changed).facts() != task_of(values).facts()
+
+
+def test_what_decides_nothing_is_no_fact_of_the_run(place: Path, tmp_path: Path) -> None:
+    values = settings(place, place / "model", "run")
+    for name in ("model", "train.jsonl"):
+        source = place / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    moved = {
+        "run": str(tmp_path / "run"),
+        "model": str(tmp_path / "model"),
+        "cache_dir": str(tmp_path / "cache"),
+        "task": {"name": "classification", "train": str(tmp_path / "train.jsonl")},
+        "evaluation": {"every": 0},
+    }
+    assert task_of(values | moved).facts() == task_of(values).facts()
