@@ -469,3 +469,13 @@ def test_a_document_in_two_files(tmp_path: Path) -> None:
         list(a_task().read_own(tmp_path))
     with pytest.raises(InputError, match="none there"):
         list(a_task().read_own(tmp_path / "none there"))
+
+
+def test_a_genre_that_is_not_known_adds_nothing() -> None:
+    """And learns nothing: OntoNotes' documents all have one."""
+    genre = CoreferenceScorer(8, ScorerSizes(feed_forward_size=4)).genre
+    assert not genre.weight[0].any()
+    genre(torch.tensor([0, 1])).sum().backward()
+    assert genre.weight.grad is not None
+    assert not genre.weight.grad[0].any()
+    assert genre.weight.grad[1].any()
