@@ -634,3 +634,9 @@ def test_figures_come_in_the_papers_order(tmp_path: Path) -> None:
         assert next(iter(task().figures([1, 2, 3, 4]))) == first
         assert task().figures([0, 0, 0, 0]) == {}
     assert issubclass(ImdbSettings, TaskSettings)
+
+
+def test_precision_is_of_what_was_predicted() -> None:
+    """Three texts are of the positive class, one of them found, and nothing else taken for it."""
+    found = accuracy_and_f1(confusion([1, 1, 1, 0], [1, 0, 0, 0], 2))
+    assert (found["precision"], found["recall"], found["f1"]) == (1, pytest.approx(1 / 3), 0.5)

@@ -93,3 +93,8 @@ def test_a_value_that_python_does_not_have_is_refused(tmp_path: Path, column: pa
     pq.write_table(pa.table({"text": ["a"], "other": column}), tmp_path / "rows.parquet")
     with pytest.raises(InputError, match=r"rows\.parquet: behind row 0: a value that Python does not have"):
         list(read_rows(tmp_path / "rows.parquet"))
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text('[{"a": 1}]', encoding="utf-8-sig")
+    assert list(read_rows(tmp_path / "list.json")) == [("row 1", {"a": 1})]

@@ -199,3 +199,11 @@ def test_of_equal_spans_the_first_and_shortest_is_best() -> None:
     assert [span[:2] for span in best_spans(torch.zeros(3, 2), 2, 4)] == [(0, 0), (0, 1), (1, 1), (1, 2)]
     (span,) = best_spans(torch.zeros(1, 2), 30, 20)
     assert span == Span(0, 0, 0.0)
+
+
+def test_a_sigma_that_the_cut_would_change_is_no_answer() -> None:
+    """In the text it is lowered as inside a word, alone as a word's last letter, which is another one."""
+    assert normalise_triviaqa("ΑΣ'Β") == "ασ β"
+    assert normalise_triviaqa("ΑΣ") == "ας"
+    assert occurrences("ΑΣ'Β ΑΣ", ["ασ"], TRIVIAQA_PUNCTUATION) == []
+    assert occurrences("ΑΣ'Β ΑΣ", ["ας"], TRIVIAQA_PUNCTUATION) == [(5, 7)]

@@ -144,10 +144,12 @@ def test_what_cannot_be_trained_on_is_skipped_and_predicted(
         TASK.encode(entry, wordpieces, Lengths(64), training=True)
     example = TASK.encode(entry, wordpieces, Lengths(64), training=False)
     model = small_model(TASK, wordpieces.size, 64)
+    states = model.states(as_batch([example], 1))
+    loss = TASK.loss(model, states, [example])
+    loss.backward()
+    assert model.get_submodule("answer_score").weight.grad is not None
     with torch.no_grad():
-        states = model.states(as_batch([example], 1))
         (prediction,) = TASK.predict(model, states, [example])
-        loss = TASK.loss(model, states, [example])
     assert prediction["answer"] in (entry.candidates or ("",))
     assert torch.isfinite(loss)
     known = entry.answer is not None
