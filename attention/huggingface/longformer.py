@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers.models.led import modeling_led
 from transformers.models.longformer import modeling_longformer
 
+from attention.few_global import FewGlobal
+from attention.problem import softmax_dtype
 from attention.windowed import windowed_attention
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -30,9 +32,9 @@ class _Windowed:
     query: nn.Module
     key: nn.Module
     value: nn.Module
-    query_global: nn.Module
-    key_global: nn.Module
-    value_global: nn.Module
+    query_global: nn.Linear
+    key_global: nn.Linear
+    value_global: nn.Linear
 
     def forward(
         self,
@@ -58,28 +60,55 @@ class _Windowed:
         def heads(projected: Tensor) -> Tensor:
             return projected.view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
 
-        is_global = query_global = key_global = value_global = None
+        real = None if is_index_masked is None else torch.logical_not(is_index_masked)
+        dropout_p = self.dropout if self.training else 0.0
+        is_global = query_global = key_global = value_global = few_global = global_rows = seed = None
         if is_global_attn:
             is_global = is_index_global_attn
             assert is_global is not None
-            # Only the rows of global tokens are read.
-            rows = self.query_global(hidden_states[is_global])
-            query_global = heads(rows.new_zeros(batch, length, width).index_put((is_global,), rows))
-            key_global = heads(self.key_global(hidden_states))
-            value_global = heads(self.value_global(hidden_states))
+            few_global = self._few_global(hidden_states, is_global)
+            if few_global is not None:
+                if dropout_p:  # one for both, drawn as windowed_attention draws it
+                    seed = torch.randint(-(1 << 63), (1 << 63) - 1, (batch,), dtype=torch.int64)
+                projections = (self.query_global, self.key_global, self.value_global)
+                global_rows = few_global.attend(
+                    hidden_states, *projections, self.num_heads, real, dropout_p, seed
+                )
+            else:
+                # Only the rows of global tokens are read.
+                rows = self.query_global(hidden_states[is_global])
+                query_global = heads(rows.new_zeros(batch, length, width).index_put((is_global,), rows))
+                key_global = heads(self.key_global(hidden_states))
+                value_global = heads(self.value_global(hidden_states))
         output = windowed_attention(
             heads(self.query(hidden_states)),
             heads(self.key(hidden_states)),
             heads(self.value(hidden_states)),
             2 * self.one_sided_attn_window_size,
-            attention_mask=None if is_index_masked is None else torch.logical_not(is_index_masked),
+            attention_mask=real,
             global_attention_mask=is_global,
             query_global=query_global,
             key_global=key_global,
             value_global=value_global,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout_p,
+            dropout_seed=seed,
         )
-        return (output.transpose(1, 2).reshape(batch, length, width),)
+        output = output.transpose(1, 2).reshape(batch, length, width)
+        if few_global is not None and global_rows is not None:
+            output = few_global.put(global_rows, output)  # theirs from the local projections fall away
+        return (output,)
+
+    def _few_global(self, hidden: Tensor, is_global: Tensor) -> FewGlobal | None:
+        """None where global rows want all tokens' projections: many global tokens, or projections that are more than
+        their weights, as adapters', those gathered by hooks, and those of a graph that is being traced."""
+        dtype = softmax_dtype(hidden.dtype)
+        for projection in (self.query_global, self.key_global, self.value_global):
+            hooks = projection._forward_pre_hooks or projection._forward_hooks or projection._backward_hooks
+            if type(projection) is not nn.Linear or hooks or projection.weight.dtype != dtype:
+                return None
+        if torch.compiler.is_compiling():
+            return None
+        return FewGlobal.of(is_global, None, None, self.head_dim)
 
 
 # Under their own names, by which FSDP and device maps know the modules that they must not take apart.

@@ -151,6 +151,29 @@ def test_an_accelerated_model_is_the_same_function(family: str, training: bool, 
 BATCH = a_batch([13, 9], [[0, 5], [2, 11]])
 
 
+class Adapted(nn.Linear):
+    """More than its weight, as the layers are that adapters put in a projection's place."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).sin()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("change", ["adapted", "hooked", "many"])
+def test_global_projections_that_are_called(family: str, change: str) -> None:
+    make, more = more_of(family, BATCH)
+    model = make()
+    batch = BATCH if change != "many" else a_batch([13, 9], [range(6), []])
+    for module in model.modules():
+        projection = getattr(module, "key_global", None)
+        if projection is not None and change == "adapted":
+            projection.__class__ = Adapted
+        if projection is not None and change == "hooked":
+            projection.register_forward_hook(lambda module, args, output: output.sin())
+    expected = outcome(model, batch, **more)
+    assert_same(outcome(accelerate(model), batch, **more), expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_input_is_not_padded(family: str) -> None:
     make, more = more_of(family, BATCH)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.model.few_global import FewGlobal
+from attention.few_global import FewGlobal
 from trainer.model.longformer import Encoder, EncoderConfig, initialise
 
 N, HEAD_DIM = 24, 8

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attention import windowed_attention
-from trainer.model.few_global import FewGlobal
+from attention.few_global import FewGlobal
 
 Architecture = Literal["roberta", "longformer"]
 
