@@ -27,7 +27,7 @@ from trainer.batches.examples import as_batch
 from trainer.engine.checkpoint import open_checkpoint
 from trainer.engine.config import InputError
 from trainer.engine.deepspeed import RATE_SCALE, parameter_groups
-from trainer.engine.training import check_same_run
+from trainer.engine.training import check_same_everywhere, check_same_run
 from trainer.finetune import FinetunedTask, prepare
 from trainer.finetune import main as finetune
 from trainer.model.folder import read_model
@@ -342,6 +342,17 @@ def test_other_examples_settings_or_weights_are_another_run(launched: Path, tmp_
     shutil.copy(launched / "train.jsonl", tmp_path / "copy.jsonl")
     moved = values | {"task": values["task"] | {"train": str(tmp_path / "copy.jsonl")}}
     check_same_run(checkpoint, task_of(moved).facts())
+
+
+def test_processes_with_other_examples_are_refused(launched: Path, tmp_path: Path) -> None:
+    """As on machines that each have a copy of the files, one of them an older one."""
+    values = settings(launched, launched / "model", "whole-0")
+    first = task_of(values).facts()
+    check_same_everywhere([first, json.loads(json.dumps(first))])
+    write_rows(tmp_path / "train.jsonl", 31)
+    other = task_of(values | {"task": values["task"] | {"train": str(tmp_path / "train.jsonl")}}).facts()
+    with pytest.raises(InputError, match=r"process 2 has other .*\n  examples: found 31, expected 30\n"):
+        check_same_everywhere([first, first, other])
 
 
 def test_a_finetuned_model_starts_with_its_own_head_and_projections(launched: Path, tmp_path: Path) -> None:

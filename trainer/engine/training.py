@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -192,23 +192,37 @@ def step_batches(task: Task, engine: Engine, first: int) -> Iterator[StepBatch]:
 
 def check_same_run(checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
     """Refuse to continue a checkpoint under other numbers; names each key that differs."""
-    expected = json.loads(json.dumps(facts))
-    differing = []
-    for section in expected:
-        was, is_now = (
-            dict(_leaves(values, "" if isinstance(values, dict) else section))
-            for values in (checkpoint.facts[section], expected[section])
-        )
-        differing += [
-            f"  {key}: found {is_now.get(key, 'nothing')!r}, expected {was.get(key, 'nothing')!r}"
-            for key in sorted(was.keys() | is_now.keys())
-            if was.get(key) != is_now.get(key)
-        ]
-    if differing:
+    if differing := _differences(checkpoint.facts, json.loads(json.dumps(facts))):
         raise InputError(
             f"{checkpoint.folder} was trained under another configuration; give another --run, or restore:\n"
             + "\n".join(differing)
         )
+
+
+def check_same_everywhere(facts: Sequence[dict[str, Any]]) -> None:
+    """Refuse processes that were given other files or settings than the first, as machines with copies of their own may
+    be; `facts` of each, by rank."""
+    for number, own in enumerate(facts):
+        if differing := _differences(facts[0], own):
+            raise InputError(
+                f"process {number} has other files or settings than process 0:\n" + "\n".join(differing)
+            )
+
+
+def _differences(expected: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """A line for each key in which facts differ from those expected, section by section."""
+    lines = []
+    for section in facts:
+        was, is_now = (
+            dict(_leaves(values, "" if isinstance(values, dict) else section))
+            for values in (expected[section], facts[section])
+        )
+        lines += [
+            f"  {key}: found {is_now.get(key, 'nothing')!r}, expected {was.get(key, 'nothing')!r}"
+            for key in sorted(was.keys() | is_now.keys())
+            if was.get(key) != is_now.get(key)
+        ]
+    return lines
 
 
 def _leaves(values: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -241,6 +255,7 @@ class Run:
         self.steps = self.phases.steps
         self.stop, self.watch = stop, watch
         self.facts = task.facts()
+        check_same_everywhere(gather_objects(self.facts))
         self.lock: TextIO | None = None
         checkpoint = on_first_rank(self._claim)
         self.start = checkpoint.step if checkpoint else 0
