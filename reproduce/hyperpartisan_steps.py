@@ -125,7 +125,7 @@ class Experiment:
         yield lambda: self.launches.train("pretrain", seed, [longformer], further)
 
     def _finetune(self, seed: Seed) -> Iterator[Callable[[], None]]:
-        """Each seed has a split of its own: one's 64 test articles alone would decide little."""
+        """Each seed has a split of its own: one's 65 test articles alone would decide little."""
         task = self.files.settings(seed.number).model_dump(mode="json", exclude_none=True)
         further = {
             "model": str(self.pretraining.run(LONGFORMER) / "export"),
