@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo.commands import Commands, StepFailed
+from demo.commands import Commands, StepFailed, free_port
 from demo.sources import read_texts, train_tokenizer
 
 VOCABULARY = 320
@@ -55,7 +55,8 @@ class Demo:
         flags = [part for key, value in keys.items() for part in (f"--{key}", value)]
         self.commands.run(
             f"pretrain-{name}",
-            *("deepspeed", "--num_gpus", str(self.processes), "trainer/pretrain.py"),
+            *("deepspeed", "--num_gpus", str(self.processes), "--master_port", str(free_port())),
+            "trainer/pretrain.py",
             *("--config", f"trainer/configs/{config}.yaml", "--run", str(self.folder / "runs" / name)),
             *("--corpus", str(self.folder / "corpus"), *flags),
         )

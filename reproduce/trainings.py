@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from demo.commands import Commands
+from demo.commands import Commands, free_port
 from pipeline.shards import write_atomically
 from reproduce.train import PARENT, Kind
 
@@ -128,13 +127,6 @@ class Launches:
         self.commands.run(log, *launcher, "reproduce/train.py", kind, *map(str, configs))
         names = ", ".join(training.name for training in left)
         say(f"{seed.title}: trained {names} in {(time.monotonic() - started) / 60:.1f} min")
-
-
-def free_port() -> int:
-    """Launches side by side may not share the launcher's default port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 Steps = Iterable[Callable[[], None]]

@@ -19,6 +19,7 @@ import torch
 import yaml
 from deepspeed.launcher.runner import parse_args
 
+from demo.commands import free_port
 from demo.sources import train_tokenizer
 from tests.corpora import build_small_corpus, made_up_documents
 from tests.pipeline.conftest import environment, write_jsonl, write_tar
@@ -88,6 +89,10 @@ def adapt(config: Path, folder: Path) -> None:
 
 
 def run(command: str, folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A command as the reader types it, but for the launcher's port, which another test may have at the same time."""
+    command = re.sub(
+        r"\bdeepspeed (?=--num_gpus|trainer/)", f"deepspeed --master_port {free_port()} ", command
+    )
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
