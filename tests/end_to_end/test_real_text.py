@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-from tests.pipeline.conftest import shared_data  # noqa: F401
 from tests.pipeline.test_real_text import corpus_folder, sources  # noqa: F401
 from tests.trainer import launcher
 from tests.trainer.launcher import PRETRAIN, run_config

@@ -372,7 +372,7 @@ def parameter_groups(model: nn.Module, settings: AdamW) -> list[dict[str, Any]]:
             groups.setdefault((decay, getattr(parameter, RATE_SCALE, 1.0)), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, RATE_SCALE: scale}
-        for (decay, scale), parameters in groups.items()
+        for (decay, scale), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1]))
     ]
 
 
