@@ -1,8 +1,9 @@
-"""RoBERTa to Longformer, and back.
+"""RoBERTa to Longformer, and back; BART to LED.
 
     python -m trainer.convert --from roberta-base --to longformer-base-4096 --max-positions 4096 --window 512
     python -m trainer.convert --from longformer-base-4096 --to roberta-base-again
     python -m trainer.convert --from allenai/longformer-base-4096 --to 16k --as longformer --max-positions 16384
+    python -m trainer.convert --from facebook/bart-base --to led-base-16384 --max-positions 16384 --window 1024
 
 --from is a folder or a hub id, `owner/name` or `owner/name@revision`, with the weights in safetensors or in
 pytorch_model.bin (read without running pickled code), in one file or many. RoBERTa, DistilRoBERTa, CamemBERT,
@@ -24,6 +25,9 @@ or a CamemBERT. With `--as longformer` it stays one, and gets more positions or 
 An encoder without a masked-language-model head becomes a folder for `transformers.LongformerModel`. --new-head gives
 it a head to pretrain with, drawn at random over its word embeddings.
 
+A BART becomes the encoder-decoder that `transformers.LEDForConditionalGeneration.from_pretrained` loads: its encoder
+gets windows (1,024 by default), global projections and positions laid end to end (16,384), its decoder stays.
+
 --no-copy-positions draws the rows beyond the learned ones at random, as a new model would have them: the first row of
 the paper's table 5.
 """
@@ -40,9 +44,11 @@ from trainer.model.card import converted_card
 from trainer.model.configuration import MOST
 from trainer.model.conversion import lengthen, new_head, shorten
 from trainer.model.folder import has_tokenizer, locate_model, read_model, write_model
+from trainer.model.led import is_bart, led_card, led_of_bart, read_bart, write_led
 from trainer.model.longformer import Architecture, EncoderConfig
 
 WINDOW = 512
+LED_TOKENS, LED_WINDOW = 16_384, 1024
 
 
 def convert(
@@ -64,6 +70,11 @@ def convert(
     folder = locate_model(source)
     if to.resolve() == folder.resolve():
         raise InputError(f"--to: found {to}, the folder of --from; expected another")
+    if is_bart(folder):
+        given = {"--as": into, "--new-head": with_new_head, "--no-copy-positions": not copy_positions}
+        if ignored := [option for option, is_given in given.items() if is_given]:
+            raise InputError(f"{' and '.join(ignored)}: found, but {folder} is a BART, of which LED is made")
+        return convert_bart(folder, to, tokens, [window] if isinstance(window, int) else list(window))
     stored = read_model(folder)
     config, tensors = stored.config, stored.tensors
     into = into or ("roberta" if config.architecture == "longformer" else "longformer")
@@ -113,12 +124,33 @@ def convert(
     return told
 
 
+def convert_bart(folder: Path, to: Path, tokens: int | None, window: Sequence[int]) -> list[str]:
+    """A BART's folder as LED; returns what there is to tell."""
+    config, generation, tensors = read_bart(folder)
+    own = config.max_position_embeddings
+    tokens = max(LED_TOKENS, own) if tokens is None else tokens
+    if not own <= tokens <= MOST:
+        raise InputError(
+            f"--max-positions: found {tokens}, expected at least the model's {own} and at most {MOST}"
+        )
+    windows = checked_windows(window or [LED_WINDOW], config.encoder_layers)
+    led = led_of_bart(config, generation, tensors, tokens, windows)
+    parameters = sum(tensor.numel() for tensor in led.tensors.values())
+    write_led(to, led, folder, led_card(led, parameters))
+    return [f"wrote {to}: led, {tokens} positions of the encoder, {own} of the decoder"]
+
+
 def window_of_each_layer(config: EncoderConfig, window: int | Sequence[int]) -> list[int]:
     """One width a layer from one for all, one for each, or none; InputError where they do not fit the layers."""
     widths = [window] if isinstance(window, int) else list(window)
     layers = config.num_hidden_layers
     if not widths:
         return config.attention_window or [WINDOW] * layers
+    return checked_windows(widths, layers)
+
+
+def checked_windows(widths: Sequence[int], layers: int) -> list[int]:
+    """One width a layer from one for all or one for each; InputError where they do not fit."""
     if len(widths) not in (1, layers):
         raise InputError(
             f"--window: found {len(widths)} widths, expected one, or one for each of {layers} layers"
@@ -128,7 +160,7 @@ def window_of_each_layer(config: EncoderConfig, window: int | Sequence[int]) -> 
             raise InputError(
                 f"--window: found {width}, expected an even number >= 2 (the total width), at most {MOST}"
             )
-    return widths * layers if len(widths) == 1 else widths
+    return list(widths) * layers if len(widths) == 1 else list(widths)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

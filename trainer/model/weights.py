@@ -140,6 +140,14 @@ def _each(files: list[Path], read: Callable[[Any, str], Found]) -> dict[str, Fou
     return found
 
 
+def read_shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of a folder, by the names of its files."""
+    files = weight_files(folder)
+    if files[0].suffix == ".safetensors":
+        return read_shapes(files)
+    return {name: tuple(tensor.shape) for name, tensor in _unpickle(files).items()}
+
+
 def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     """Of the tensors of safetensors files, from their headers: nothing of a tensor is read."""
     return _each(files, lambda file, name: tuple(file.get_slice(name).get_shape()))
