@@ -37,6 +37,8 @@ from trainer.model.folder import (
     write_model,
 )
 from trainer.model.json_files import read_json
+from trainer.model.led import GENERATION
+from trainer.model.led_model import encoder_sizes, read_led_sizes
 from trainer.model.provenance import ABOUT
 from trainer.model.task_card import finetuned_card
 from trainer.model.task_folder import FINETUNED, write_task_model
@@ -71,14 +73,16 @@ def _export_characters(opened: Checkpoint, to: Path) -> None:
 def _export_finetuned(opened: Checkpoint, to: Path) -> None:
     """Encoder and heads, as transformers loads them where it has such heads, with what their input needs."""
     folder = opened.folder
-    config, settings = read_config(folder), read_json(folder / "config.json")
-    tensors = opened.weights()
+    settings = read_json(folder / "config.json")
+    is_led = settings.get("model_type") == "led"
+    config = encoder_sizes(read_led_sizes(folder)) if is_led else read_config(folder)
+    tensors = {name.removeprefix("seq2seq."): tensor for name, tensor in opened.weights().items()}
     parameters = sum(tensor.numel() for tensor in tensors.values())
     description = read_json(folder / FINETUNED)
     with _facts_of(opened) as about:
         architecture = settings["architectures"][0]
         card = finetuned_card(config, parameters, opened.facts, about, description, architecture)
-    names = [FINETUNED, *(name for name in TOKENIZER_FILES if (folder / name).is_file())]
+    names = [FINETUNED, *(name for name in (GENERATION, *TOKENIZER_FILES) if (folder / name).is_file())]
     files = {name: (folder / name).read_bytes() for name in names}
     write_task_model(to, settings, tensors, files, card)
 

@@ -44,10 +44,11 @@ from trainer.engine.monitor import METRICS
 from trainer.engine.phases import Phase, Phases
 from trainer.engine.randomness import as_seed
 from trainer.export import export_checkpoint
-from trainer.model.folder import locate_model, read_config, read_tokenizer, weights_fingerprint
+from trainer.model.folder import locate_model, read_tokenizer, weights_fingerprint
+from trainer.model.led_model import LedModel, led_files
 from trainer.model.provenance import ABOUT
 from trainer.model.task_card import finetuning_facts
-from trainer.model.task_folder import FINETUNED, load_task_model, task_config_json
+from trainer.model.task_folder import FINETUNED, load_task_model, read_sizes, task_config_json
 from trainer.model.task_model import TaskModel
 from trainer.tasks.config import Finetuning
 from trainer.tasks.description import TaskDescription
@@ -68,7 +69,7 @@ class FinetunedTask:
     wordpieces: Wordpieces
     train: Examples
     validation: Examples | None
-    model: TaskModel
+    model: TaskModel | LedModel
     made_of: list[str]  # where the model's parts come from
     start: str  # what the weights are at step 0
 
@@ -122,7 +123,7 @@ class FinetunedTask:
         return ""
 
     def blocks(self) -> Iterable[nn.Module]:
-        return self.model.encoder.encoder.layer
+        return self.model.blocks
 
     def arranged(self, chosen: np.ndarray) -> np.ndarray:
         """By length: a micro-batch is filled to its longest row. What meets in an update is the same either way."""
@@ -133,7 +134,7 @@ class FinetunedTask:
         return as_batch(examples, self.model.config.pad_token_id, self.model.global_attention)
 
     def loss(self, model: nn.Module, batch: ExampleBatch, dropout_seeds: Tensor) -> Tensor:
-        assert isinstance(model, TaskModel)
+        assert isinstance(model, TaskModel | LedModel)
         return self.task.loss(model, model.states(batch, dropout_seeds), batch.examples)
 
     def figures(self, mean_loss: float) -> dict[str, float]:
@@ -155,8 +156,13 @@ class FinetunedTask:
         settings = json.loads(tokenizer[TOKENIZER_CONFIG]) | {
             "model_max_length": self.model.config.max_tokens
         }
+        if isinstance(self.model, LedModel):
+            sizes = led_files(self.model)
+        else:
+            about_model = task_config_json(self.model.config, self.task)
+            sizes = {"config.json": json.dumps(about_model, indent=2) + "\n"}
         return {
-            "config.json": json.dumps(task_config_json(self.model.config, self.task), indent=2) + "\n",
+            **sizes,
             FINETUNED: description.to_json(),
             ABOUT: json.dumps(finetuning_facts(config.run / METRICS, self.task.name), indent=2) + "\n",
             **tokenizer,
@@ -176,7 +182,7 @@ def prepare(config: Finetuning) -> FinetunedTask:
     """Read model and data, and check that they fit; InputError names every misfit."""
     task = config.task.task()
     folder = locate_model(config.model)
-    found = read_config(folder)
+    found = read_sizes(folder, task)
     wordpieces = Wordpieces(read_tokenizer(folder), task.added_tokens)
     problems = []
     if config.sequence_length > found.max_tokens:
@@ -218,7 +224,8 @@ def prepare(config: Finetuning) -> FinetunedTask:
     model, made_of = load_task_model(
         folder, task, wordpieces, config.global_projections, config.head, config.global_attention
     )
-    model.encoder.activation_checkpointing = config.activation_checkpointing
+    if config.activation_checkpointing:
+        model.recompute_layers()
     task_rate = config.optimizer.task_learning_rate
     if task_rate is not None:
         encoder = {id(parameter) for parameter in model.encoder.parameters()}

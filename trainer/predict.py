@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from trainer.batches.example_batches import predictions
 from trainer.engine.config import InputError, load_config
-from trainer.model.folder import locate_model, read_config, read_tokenizer
-from trainer.model.task_folder import FINETUNED, Projections, load_task_model
+from trainer.model.folder import locate_model, read_tokenizer
+from trainer.model.led_model import LedModel
+from trainer.model.task_folder import FINETUNED, Projections, load_task_model, read_sizes
 from trainer.model.task_model import TaskModel
 from trainer.tasks.config import Finetuning
 from trainer.tasks.description import TaskDescription, read_description
@@ -41,7 +42,7 @@ BLOCK = 256
 
 def load_finetuned(
     location: str | Path, settings: Mapping[str, Any] | None = None
-) -> tuple[TaskModel, DownstreamTask, Wordpieces, TaskDescription]:
+) -> tuple[TaskModel | LedModel, DownstreamTask, Wordpieces, TaskDescription]:
     """A finetuned model in evaluation mode with its task, of whose section `settings` may change keys.
 
     InputError where the folder is none.
@@ -54,7 +55,7 @@ def load_finetuned(
     description = read_description(folder / FINETUNED)
     task = description.make_task(folder / FINETUNED, settings)
     wordpieces = Wordpieces(read_tokenizer(folder), task.added_tokens)
-    found = read_config(folder)
+    found = read_sizes(folder, task)
     if not 3 <= description.sequence_length <= found.max_tokens:
         raise InputError(
             f"{folder / FINETUNED}: sequence_length: found {description.sequence_length}, expected at most the "
@@ -71,7 +72,10 @@ def load_finetuned(
 
 
 def predict(
-    model: TaskModel, task: DownstreamTask, examples: Iterator[Example | Skipped], told: Callable[[int], Any]
+    model: TaskModel | LedModel,
+    task: DownstreamTask,
+    examples: Iterator[Example | Skipped],
+    told: Callable[[int], Any],
 ) -> Iterator[tuple[Example, Any]]:
     """Each example with what the model says of it, in their order."""
     while block := list(islice(examples, BLOCK)):

@@ -56,6 +56,7 @@ def test_the_page_names_every_task_and_what_it_links() -> None:
         "triviaqa",
         "hotpotqa",
         "coreference",
+        "summarization",
     }
     for link in re.findall(r"\]\(([^)#]+)", PAGE):
         assert (ROOT / "trainer" / "tasks" / link).exists(), link

@@ -20,6 +20,7 @@ def write_official_files(folder: Path) -> None:
         write_triviaqa,
         write_hotpotqa,
         write_conll,
+        write_arxiv,
     ):
         write(folder / "data")
 
@@ -129,6 +130,14 @@ def write_hotpotqa(data: Path) -> None:
             for number in range(count)
         ]  # fmt: skip
         _json(data / "hotpotqa" / f"{name}.json", rows)
+
+
+def write_arxiv(data: Path) -> None:
+    folder = data / "arxiv"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        rows = [{"article": text, "abstract": text[:40]} for text in _texts(5)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_conll(data: Path) -> None:

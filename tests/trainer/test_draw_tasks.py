@@ -17,6 +17,7 @@ GLOBAL = {
     "triviaqa": "<s> Who built the clock of Tessen ?",
     "hotpotqa": "<s> [q] Which ferry is older ? [/q] <t> [s] [s] <t> [s] [s]",
     "coreference": "",
+    "summarization": "<s>",
 }
 """Of each layout's example, as the paper has them."""
 
@@ -83,7 +84,7 @@ def test_the_command_writes_the_picture_that_the_documentation_has(tmp_path: Pat
     committed = Path(draw.__file__).with_name("global_tokens.svg")
     for path in (tmp_path / "drawn.svg", committed):
         assert ElementTree.parse(path).getroot().tag.endswith("svg")  # noqa: S314
-        assert path.stat().st_size < 200_000
+        assert path.stat().st_size < 300_000
     assert [line for line in committed.read_text().splitlines() if "<!--" in line] == [
         line for line in (tmp_path / "drawn.svg").read_text().splitlines() if "<!--" in line
     ]  # matplotlib's comments hold every text: drawn again when a task's input changes

@@ -12,7 +12,9 @@ import torch
 
 from tests.trainer.finetuned import write_small_model
 from tests.trainer.official_files import write_official_files
+from tests.trainer.test_led import bart
 from trainer.batches.example_batches import predictions
+from trainer.convert import convert
 from trainer.engine.config import load_config
 from trainer.engine.training import Batch
 from trainer.finetune import prepare
@@ -35,6 +37,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_official_files(folder)
     write_small_model(folder / "roberta", "roberta", tokens=512)
     write_small_model(folder / "longformer", tokens=4096)
+    bart(folder / "bart", max_position_embeddings=32)
+    convert(folder / "bart", folder / "led")
     return folder
 
 
@@ -44,8 +48,10 @@ def test_it_trains_evaluates_and_predicts(
 ) -> None:
     monkeypatch.chdir(stand_ins)
     asked = load_config(path, CHANGES, Finetuning)
-    model = "roberta" if asked.sequence_length <= 512 else "longformer"
-    task = prepare(load_config(path, [*CHANGES, ("model", model)], Finetuning))
+    changes = [*CHANGES, ("model", stand_in(asked))]
+    if asked.task.name == "summarization":
+        changes.append(("task.longest_summary", "32"))
+    task = prepare(load_config(path, changes, Finetuning))
     assert len(task.train) > 3
     assert task.validation is not None
     assert max(map(max, task.train.row_lengths)) <= asked.sequence_length
@@ -55,7 +61,7 @@ def test_it_trains_evaluates_and_predicts(
     loss.backward()
     assert torch.isfinite(loss)
     assert loss > 0
-    assert all(parameter.grad is not None for parameter in task.model.parameters())
+    assert all(p.grad is not None for p in task.model.parameters() if p.requires_grad)
     task.model.eval()
     with torch.no_grad():
         sums = task.evaluate(1, slice(0, None), lambda: None)
@@ -94,6 +100,7 @@ OWN = {
             "paragraphs": [{"title": "A", "text": "One. Two."}, {"title": "B", "text": "C."}],
         },
     ],
+    "summarization": [{"article": "A paper."}, {"document": "Another.", "id": "second"}],
     "coreference": [
         {"id": "first", "text": "Ada said that she sees."},
         {"id": "second", "sentences": [["Ada", "sees", "her", "house"]]},
@@ -105,7 +112,11 @@ OWN = {
 def test_ones_own_rows_are_predicted(name: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the forms that trainer/tasks/README.md gives, by a task that has no files."""
     monkeypatch.chdir(stand_ins)
-    config = load_config(CONFIGS / f"{name}.yaml", [*CHANGES, ("model", "longformer")], Finetuning)
+    asked = load_config(CONFIGS / f"{name}.yaml", CHANGES, Finetuning)
+    changes = [*CHANGES, ("model", stand_in(asked))]
+    if name == "summarization":
+        changes.append(("task.longest_summary", "32"))
+    config = load_config(CONFIGS / f"{name}.yaml", changes, Finetuning)
     trained = prepare(config)
     task = TaskDescription.of(config, trained.task, True).make_task(Path("finetuned.json"))
     own = stand_ins / f"{name}.jsonl"
@@ -118,9 +129,24 @@ def test_ones_own_rows_are_predicted(name: str, stand_ins: Path, monkeypatch: py
     assert (stand_ins / f"{name}.said").stat().st_size > 0
 
 
+def stand_in(asked: Finetuning) -> str:
+    """The small model in place of the configuration's."""
+    if asked.task.name == "summarization":
+        return "led"
+    return "roberta" if asked.sequence_length <= 512 else "longformer"
+
+
 def test_all_tasks_have_a_configuration_and_a_comparison_with_roberta() -> None:
     names = {load_config(path, CHANGES, Finetuning).task.name for path in FINETUNED}
-    assert names == {"hyperpartisan", "imdb", "wikihop", "triviaqa", "hotpotqa", "coreference"}
+    assert names == {
+        "hyperpartisan",
+        "imdb",
+        "wikihop",
+        "triviaqa",
+        "hotpotqa",
+        "coreference",
+        "summarization",
+    }
     for name in ("wikihop", "triviaqa", "hotpotqa", "coreference"):
         config = load_config(CONFIGS / f"{name}_roberta.yaml", CHANGES, Finetuning)
         assert config.longer == "chunk"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from trainer.batches.examples import as_batch
+from trainer.model.led_model import LedModel
 from trainer.model.task_model import TaskModel
 from trainer.tasks.example import Example
 from trainer.tasks.task import DownstreamTask
@@ -35,7 +36,7 @@ def by_length(examples: Sequence[Example]) -> Iterator[list[int]]:
 
 
 def predictions(
-    model: TaskModel,
+    model: TaskModel | LedModel,
     task: DownstreamTask,
     examples: Sequence[Example],
     beat: Callable[[], None] = lambda: None,
@@ -55,7 +56,7 @@ def predictions(
 
 
 def summed(
-    model: TaskModel,
+    model: TaskModel | LedModel,
     task: DownstreamTask,
     examples: Sequence[Example],
     share: slice,

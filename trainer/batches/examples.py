@@ -36,8 +36,8 @@ class ExampleBatch:
 
     @property
     def scored(self) -> int:
-        """The loss has one summand an example."""
-        return len(self.examples)
+        """Summands of the loss."""
+        return sum(example.scored for example in self.examples)
 
     def to(self, device: torch.device) -> ExampleBatch:
         def moved(tensor: Tensor | None) -> Tensor | None:

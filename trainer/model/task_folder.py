@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from pipeline.shards import write_atomically
 from trainer.engine.checkpoint import save_tensors
 from trainer.engine.config import InputError
-from trainer.model.configuration import config_json
+from trainer.model.configuration import config_json, read_config
 from trainer.model.folder import MODEL_FILES
+from trainer.model.led import GENERATION
+from trainer.model.led_model import LedModel, encoder_sizes, load_led, read_led_sizes
 from trainer.model.longformer import EncoderConfig
 from trainer.model.output_folder import CARD, replaced
 from trainer.model.task_model import TaskModel
@@ -28,8 +30,24 @@ from trainer.tasks.wordpieces import Wordpieces
 
 FINETUNED = "finetuned.json"
 """Beside config.json: the task, its settings, and how its input is made."""
+SEQ2SEQ = "ForConditionalGeneration"
+"""What transformers calls encoder-decoders, LED's among them."""
 Projections = Literal["auto", "copied", "stored", "shared"]
 HeadFrom = Literal["auto", "new", "stored"]
+
+
+def read_sizes(folder: Path, task: DownstreamTask) -> EncoderConfig:
+    """What config.json says of the encoder; InputError where it is none that the task can be trained on."""
+    if task.architecture == SEQ2SEQ:
+        sizes = read_led_sizes(folder)
+        longest = task.describe()["longest_summary"]
+        if longest > sizes.max_decoder_position_embeddings:
+            raise InputError(
+                f"task.longest_summary: found {longest}, expected at most the {sizes.max_decoder_position_embeddings} "
+                f"tokens that the decoder of {folder} has positions for"
+            )
+        return encoder_sizes(sizes)
+    return read_config(folder)
 
 
 def load_task_model(
@@ -39,12 +57,14 @@ def load_task_model(
     projections: Projections = "auto",
     head: HeadFrom = "auto",
     global_attention: bool = True,
-) -> tuple[TaskModel, list[str]]:
+) -> tuple[TaskModel | LedModel, list[str]]:
     """The model to finetune or to predict with, and lines that say where its parts come from.
 
     A head that is drawn, rows for the task's special tokens, and nothing else come from torch's generator. InputError
     where the folder does not have what is asked for as "stored".
     """
+    if task.architecture == SEQ2SEQ:
+        return load_led(folder), ["encoder, decoder and global projections: the stored ones"]
     stored = read_model(folder)
     config, tensors = stored.config, stored.tensors
     rows = config.vocab_size
@@ -136,7 +156,7 @@ def write_task_model(
             f"{settings['model_type']}."  # bare encoders are stored without a prefix, the heads beside them
         )
         named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
-    with replaced(folder, (*MODEL_FILES, FINETUNED)) as beside:
+    with replaced(folder, (*MODEL_FILES, FINETUNED, GENERATION)) as beside:
         save_tensors(
             beside / "model.safetensors", {name: t.float().contiguous() for name, t in named.items()}
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -35,6 +35,20 @@ class TaskModel(nn.Module):
         encoder = self.get_submodule(self.config.architecture)
         assert isinstance(encoder, Encoder)
         return encoder
+
+    @property
+    def global_projections(self) -> bool:
+        """Whether global tokens have their own."""
+        return self.encoder.global_projections
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The layers that torch.compile takes one by one."""
+        return self.encoder.encoder.layer
+
+    def recompute_layers(self) -> None:
+        """Less memory: each layer's forward pass once more in the backward pass."""
+        self.encoder.activation_checkpointing = True
 
     def states(self, batch: ExampleBatch, dropout_seeds: Tensor | None = None) -> list[Tensor]:
         """The hidden states (read places, hidden_size) of each example; dropout_seeds (examples, layers) int64."""

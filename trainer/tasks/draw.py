@@ -125,6 +125,15 @@ LAYOUTS = (
         },
         {"<s>": Role.DOCUMENT},
     ),
+    Layout(
+        "summarization",
+        "Summarisation, LED's encoder: <s>",
+        {
+            "article": "The ferry Orra was sold on Friday. Ada Brem, who has steered her since 1981, said that "
+            "the new owner may keep the horn."
+        },
+        {"<s>": Role.DOCUMENT},
+    ),
 )
 
 

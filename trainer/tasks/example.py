@@ -36,6 +36,8 @@ class Example:
     """Of these, how many no row holds."""
     about: str = ""
     """What decoding and scoring need besides (JSON): texts, gold answers."""
+    scored: int = 1
+    """Summands of the loss: what a step's sum is divided by."""
 
     @property
     def tokens(self) -> int:

@@ -47,6 +47,7 @@ _SCHEMA = pa.schema(
         ("features", pa.list_(_INTS)),
         ("context_tokens", pa.int32()),
         ("tokens_cut", pa.int32()),
+        ("scored", pa.int32()),
         ("about", pa.large_string()),
     ]
 )
@@ -131,6 +132,7 @@ class Examples(Sequence[Example]):
             int(batch.column("context_tokens")[row].as_py()),
             int(batch.column("tokens_cut")[row].as_py()),
             batch.column("about")[row].as_py(),
+            int(batch.column("scored")[row].as_py()),
         )
 
     def context_lengths(self) -> ContextLengths:
@@ -251,6 +253,7 @@ def _row(example: Example, features: list[str], digest: Any) -> dict[str, Any]:
         "features": [np.asarray(example.features[name], np.int32) for name in features],
         "context_tokens": example.context_tokens,
         "tokens_cut": example.tokens_cut,
+        "scored": example.scored,
         "about": example.about,
     }
     for name, value in row.items():

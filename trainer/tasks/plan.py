@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from trainer.engine.estimate import describe_disk, describe_memory, describe_time, rows_memory, seconds_of
 from trainer.engine.phases import Phases
+from trainer.model.led_model import LedModel
 from trainer.model.task_model import TaskModel
 from trainer.tasks.config import Finetuning
 from trainer.tasks.example_store import Examples
@@ -14,7 +15,7 @@ from trainer.tasks.example_store import Examples
 def describe_finetuning(
     config: Finetuning,
     task: str,
-    model: TaskModel,
+    model: TaskModel | LedModel,
     splits: Mapping[str, Examples],
     phases: Phases,
     world_size: int,
@@ -47,12 +48,17 @@ def describe_finetuning(
 
 
 def _cost(
-    config: Finetuning, model: TaskModel, train: Examples, phases: Phases, world_size: int, gpu: str | None
+    config: Finetuning,
+    model: TaskModel | LedModel,
+    train: Examples,
+    phases: Phases,
+    world_size: int,
+    gpu: str | None,
 ) -> list[str]:
     """Memory at the longest examples, time of all steps at the mean one, and disk."""
     phase, parameters = phases.phases[0], sum(parameter.numel() for parameter in model.parameters())
     tokens = config.micro_batch_size * int((train.rows * train.longest_rows).max())
-    own = model.encoder.global_projections
+    own = model.global_projections
     found = rows_memory(model.config, config, parameters, tokens, world_size, gpu is not None, own)
     passes = -(-phase.micro_batches // world_size)
     seconds = seconds_of(phase.flops * passes / phase.micro_batches, config.precision, gpu)

@@ -9,6 +9,7 @@ from trainer.engine.config import InputError
 from trainer.tasks.classification import ClassificationSettings, HyperpartisanSettings, ImdbSettings
 from trainer.tasks.coreference import CoreferenceSettings
 from trainer.tasks.hotpotqa import HotpotQASettings
+from trainer.tasks.summarization import SummarizationSettings
 from trainer.tasks.task import TaskSettings
 from trainer.tasks.triviaqa import TriviaQASettings
 from trainer.tasks.wikihop import WikiHopSettings
@@ -21,6 +22,7 @@ AnyTask = (
     | TriviaQASettings
     | HotpotQASettings
     | CoreferenceSettings
+    | SummarizationSettings
 )
 """The tasks' sections; a configuration's `task.name` chooses one."""
 
