@@ -1,4 +1,4 @@
-"""Every command of trainer/tasks/README.md, run in its order on small official files and a small model."""
+"""Every command of trainer/tasks/README.md, run in its order on small official files and small models."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import pytest
 from tests.end_to_end.test_readme import ROOT, commands, run
 from tests.trainer.finetuned import write_small_model
 from tests.trainer.official_files import write_official_files
+from tests.trainer.test_led import bart
 
 PAGE = (ROOT / "trainer" / "tasks" / "README.md").read_text(encoding="utf-8")
 COMMANDS = commands(PAGE)
@@ -22,24 +23,32 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_official_files(folder)
     (folder / "runs" / "longformer-base").mkdir(parents=True)
     write_small_model(folder / "runs" / "longformer-base" / "export", tokens=4096)
-    rows = [{"text": "One of my own."}, {"text": "Another.", "id": "second"}]
-    (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bart(folder / "facebook" / "bart-large")
+    for name in ("documents", "papers"):
+        rows = [{"text": "One of my own."}, {"text": "Another.", "id": "second"}]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
 def test_every_command_does_what_it_says(stand_ins: Path) -> None:
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 8
     for command in COMMANDS:
-        output = stand_ins / "predictions.txt"
+        summaries = "summar" in command
+        output = stand_ins / ("summaries.jsonl" if summaries else "predictions.txt")
         output.unlink(missing_ok=True)
-        if "trainer/finetune.py" in command:
-            done = run(f"{command} {FEW} --micro_batch_size 1", stand_ins, {})
+        if "trainer.convert" in command:
+            run(command, stand_ins, {})
+        elif "trainer/finetune.py" in command:
+            few = f"{FEW} --task.longest_summary 20 --optimizer.warmup_steps 0" if summaries else FEW
+            done = run(f"{command} {few} --micro_batch_size 1", stand_ins, {})
             assert "(table 6)" in done.stdout
-            assert (stand_ins / "runs" / "hyperpartisan" / "export").exists() == ("--dry-run" not in command)
+            task = "summarization" if summaries else "hyperpartisan"
+            assert (stand_ins / "runs" / task / "export").exists() == ("--dry-run" not in command)
         else:
             done = run(command, stand_ins, {})
-            assert output.read_text().count("\n") == (3 if "--score" in command else 2)
-            assert "--score" not in command or json.loads(done.stdout)["accuracy"] >= 0
+            scored = "--score" in command
+            assert output.read_text().count("\n") == (2 if not scored else 5 if summaries else 3)
+            assert not scored or json.loads(done.stdout)["rougeLsum" if summaries else "accuracy"] >= 0
 
 
 def test_the_readme_shows_the_same_commands() -> None:

@@ -1,7 +1,8 @@
 """Every command and every Python snippet of the README, run: for real where it can be, on small stand-ins elsewhere.
 
-The stand-ins have the names that the README uses: a folder `FacebookAI/roberta-base` in place of the hub's model, text
-in `documents`, three small sources in place of the paper's. Trainings that are the paper's size run one update.
+The stand-ins have the names that the README uses: small models in folders `FacebookAI/roberta-base` and
+`allenai/longformer-base-4096` in place of the hub's, text in `documents`, three small sources in place of the paper's.
+Trainings that are the paper's size run one update.
 """
 
 import json
@@ -21,6 +22,7 @@ from deepspeed.launcher.runner import parse_args
 
 from demo.commands import free_port
 from demo.sources import train_tokenizer
+from tests.attention.test_transformers import a_longformer
 from tests.corpora import build_small_corpus, made_up_documents
 from tests.pipeline.conftest import environment, write_jsonl, write_tar
 from tests.pipeline.test_ray import Cluster, cluster  # noqa: F401
@@ -58,6 +60,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = made_up_documents(400, seed=7)
     model = roberta_folder(folder / "FacebookAI" / "roberta-base", tokens=512, vocab_size=300)
     train_tokenizer(texts, 300, model / "tokenizer.json")
+    a_longformer().save_pretrained(folder / "allenai" / "longformer-base-4096")
     documents = folder / "documents"
     documents.mkdir()
     for number, text in enumerate(texts):
@@ -177,6 +180,13 @@ def test_every_command_of_the_attention_page(tmp_path: Path) -> None:
     assert len(found) > 2
 
 
+def test_the_attention_page_shows_the_same_models() -> None:
+    page = (ROOT / "attention" / "README.md").read_text(encoding="utf-8")
+    shown = [snippet for snippet in SNIPPETS if "attention.huggingface" in snippet]
+    assert len(shown) == 2
+    assert shown == re.findall(r"```python\n(.*?)```", page.partition("## In transformers")[2], re.DOTALL)[:2]
+
+
 def test_every_command_of_the_trainer_page(tmp_path: Path) -> None:
     """One update trained for real; several machines as far as their plan, as one machine has no others."""
     (tmp_path / "trainer").symlink_to(ROOT / "trainer")
@@ -231,7 +241,7 @@ def run_attention(command: str, folder: Path, variables: dict[str, str]) -> None
 
 def run_snippets(folder: Path) -> None:
     """The Python blocks, in the same folder, each in an interpreter of its own."""
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 4
     for snippet in SNIPPETS:
         done = subprocess.run(
             [sys.executable, "-c", snippet],
