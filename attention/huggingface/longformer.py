@@ -1,12 +1,15 @@
 """transformers' own Longformer and LED models over `windowed_attention`: the same weights, the same outputs.
 
-Two things are exchanged, on the model in hand and on no other: the class of each of its encoder's self-attention
-modules, whose parameters stay where they are, and the function by which the model pads its input to a multiple of the
-window, which windowed attention does not want. So whatever looks at modules, parameters or names finds what it knew.
+Three things are exchanged, on the model in hand and on no other: the class of each of its encoder's self-attention
+modules, whose parameters stay where they are; the function by which the model pads its input to a multiple of the
+window, which windowed attention does not want; and the one by which it makes of its padding mask a matrix of all pairs
+of tokens, of which it then reads a row. So whatever looks at modules, parameters or names finds what it knew.
 """
 
 from __future__ import annotations
 
+from functools import update_wrapper
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -120,11 +123,55 @@ class LEDEncoderSelfAttention(_Windowed, modeling_led.LEDEncoderSelfAttention):
     """The self-attention of LED's encoder, of the same parameters."""
 
 
+def _row_of_mask(*, inputs_embeds: Tensor, **options: Any) -> Tensor:
+    """transformers' `create_bidirectional_mask` for one query instead of all: (B, 1, 1, N), where it has N × N."""
+    options |= {"inputs_embeds": inputs_embeds[:, :1], "encoder_hidden_states": inputs_embeds}
+    mask: Any = modeling_longformer.create_bidirectional_mask(**options)
+    assert isinstance(mask, Tensor)
+    return mask
+
+
+def _row_of_led_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """LED's own of the same."""
+    row: Tensor = modeling_led._prepare_4d_attention_mask_inverted(mask, dtype, tgt_len=1)
+    return row
+
+
+def _with_globals(function: Any, **names: Any) -> Any:
+    """A copy of a function in whose module these names mean something else."""
+    module = {**function.__globals__, **names}
+    del module["__name__"]  # by which torch.compile would find the names of the module as it is
+    copy = FunctionType(
+        function.__code__, module, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return update_wrapper(copy, function)
+
+
+class LongformerModel(modeling_longformer.LongformerModel):
+    """Longformer's encoder, without a matrix of n × n."""
+
+    forward = _with_globals(
+        modeling_longformer.LongformerModel.forward, create_bidirectional_mask=_row_of_mask
+    )
+
+
+class LEDEncoder(modeling_led.LEDEncoder):
+    """LED's encoder, likewise."""
+
+    forward = _with_globals(
+        modeling_led.LEDEncoder.forward, _prepare_4d_attention_mask_inverted=_row_of_led_mask
+    )
+
+
 _WINDOWED: dict[type, type] = {
     modeling_longformer.LongformerSelfAttention: LongformerSelfAttention,
     modeling_led.LEDEncoderSelfAttention: LEDEncoderSelfAttention,
+    modeling_longformer.LongformerModel: LongformerModel,
+    modeling_led.LEDEncoder: LEDEncoder,
 }
 _ORIGINAL = {windowed: original for original, windowed in _WINDOWED.items()}
+_ATTENTION = (modeling_longformer.LongformerSelfAttention, modeling_led.LEDEncoderSelfAttention)
 _THAT_PAD = (modeling_longformer.LongformerModel, modeling_led.LEDEncoder)
 _PADDED = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
@@ -151,7 +198,7 @@ def accelerate(model: Model) -> Model:
         ValueError: for a model without such self-attention, or whose self-attention somebody else has changed. With
             `output_attentions=True` the model then raises one as well.
     """
-    modules = [module for module in model.modules() if isinstance(module, tuple(_WINDOWED))]
+    modules: list[nn.Module] = [module for module in model.modules() if isinstance(module, _ATTENTION)]
     if not modules:
         raise ValueError(
             f"the model is a {type(model).__name__}, in which there is no self-attention of Longformer or of LED's "
@@ -167,9 +214,8 @@ def accelerate(model: Model) -> Model:
                 f"the forward of a {type(module).__name__} has been replaced, as by hooks that move weights between "
                 "devices; expected transformers' own: accelerate the model before"
             )
-    for module in modules:
-        module.__class__ = _WINDOWED.get(type(module), type(module))
     for module in model.modules():
+        module.__class__ = _WINDOWED.get(type(module), type(module))
         if isinstance(module, _THAT_PAD):
             # A plain function, which copies, pickles and replicas of the model share: it knows no model.
             vars(module)["_pad_to_window_size"] = _without_padding

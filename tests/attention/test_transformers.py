@@ -14,6 +14,7 @@ import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
     BertModel,
@@ -205,6 +206,36 @@ def test_nothing_but_the_classes_changes(family: str, tmp_path: Path) -> None:
     assert [type(x) for x in loaded.modules()] == [type(x) for x in untouched.modules()]
     assert_same(outcome(loaded, BATCH, **more), expected)
     assert [type(x) for x in restore(restore(model)).modules()] == [type(x) for x in before.modules()]
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that an operator returns."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(tensor, Tensor):
+                self.found = max(self.found, tensor.untyped_storage().size() // tensor.element_size())
+        return output
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_matrix_of_all_pairs_of_tokens(family: str) -> None:
+    """transformers makes one of its padding mask, of which it reads a row."""
+    n = 600
+    longer = {"longformer": "max_position_embeddings", "led": "max_encoder_position_embeddings"}[family]
+    make, more = more_of(family, BATCH)
+    model = type(make())(type(make().config)(**make().config.to_dict() | {longer: n + 8})).eval()
+    batch = a_batch([n - 3, n - 50], [[0], [7]])
+    largest = {}
+    for change in (restore, accelerate):
+        with Largest() as mode:
+            change(model)(**batch, **more)
+        largest[change] = mode.found
+    assert largest[accelerate] < n * n / 2 < largest[restore]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
