@@ -102,16 +102,31 @@ class _Windowed:
         return (output,)
 
     def _few_global(self, hidden: Tensor, is_global: Tensor) -> FewGlobal | None:
-        """None where global rows want all tokens' projections: many global tokens, or projections that are more than
-        their weights, as adapters', those gathered by hooks, and those of a graph that is being traced."""
-        dtype = softmax_dtype(hidden.dtype)
-        for projection in (self.query_global, self.key_global, self.value_global):
-            hooks = projection._forward_pre_hooks or projection._forward_hooks or projection._backward_hooks
-            if type(projection) is not nn.Linear or hooks or projection.weight.dtype != dtype:
-                return None
+        """None where global rows want all tokens' projections: many global tokens, projections that are more than their
+        weights, and those of a graph that is being traced."""
         if torch.compiler.is_compiling():
             return None
+        dtype = softmax_dtype(hidden.dtype)
+        if not all(_is_plain(x, dtype) for x in (self.query_global, self.key_global, self.value_global)):
+            return None
         return FewGlobal.of(is_global, None, None, self.head_dim)
+
+
+def _is_plain(projection: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a projection does nothing but its weight and bias, of this dtype: it is no adapter and not quantised, and
+    nobody looks at or changes what it is called with, gives or sends back, as those do that move weights."""
+    return (
+        type(projection) is nn.Linear
+        and type(projection.weight) in (nn.Parameter, Tensor)
+        and projection.weight.dtype == dtype
+        and projection.bias is not None
+        and "forward" not in vars(projection)
+        and not any(getattr(projection, hooks) for hooks in _HOOKS)
+        and not torch.nn.modules.module._has_any_global_hook()
+    )
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 # Under their own names, by which FSDP and device maps know the modules that they must not take apart.
