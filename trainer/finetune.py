@@ -54,6 +54,7 @@ from trainer.tasks.config import Finetuning
 from trainer.tasks.description import TaskDescription
 from trainer.tasks.example_store import Examples, open_examples
 from trainer.tasks.plan import describe_finetuning
+from trainer.tasks.summarization import Summarization
 from trainer.tasks.task import DownstreamTask
 from trainer.tasks.wordpieces import Wordpieces
 
@@ -101,10 +102,12 @@ class FinetunedTask:
     def facts(self) -> dict[str, Any]:
         exact = self.config.exact()
         del exact["model"], exact["task"]  # by what they are, not by where they lie
+        model = self.model
+        sizes = model.sizes.model_dump() if isinstance(model, LedModel) else model.config.as_dict()
         return {
             "config": exact,
             "task": {"name": self.task.name, **self.task.describe()},
-            "model": self.model.config.as_dict(),
+            "model": sizes,
             "model's weights": self.start,
             "training examples": {
                 "examples": len(self.train),
@@ -157,7 +160,8 @@ class FinetunedTask:
             "model_max_length": self.model.config.max_tokens
         }
         if isinstance(self.model, LedModel):
-            sizes = led_files(self.model)
+            assert isinstance(self.task, Summarization)
+            sizes = led_files(self.model, self.task.generation(self.model))
         else:
             about_model = task_config_json(self.model.config, self.task)
             sizes = {"config.json": json.dumps(about_model, indent=2) + "\n"}

@@ -21,7 +21,18 @@ from transformers import (
 )
 
 from tests.trainer import launcher
-from tests.trainer.finetuned import TOKENS, settings, write, write_rows, write_small_model
+from tests.trainer.finetuned import (
+    STEPS,
+    SUMMARY_STEPS,
+    TOKENS,
+    settings,
+    summarizing,
+    write,
+    write_documents,
+    write_rows,
+    write_small_led,
+    write_small_model,
+)
 from tests.trainer.runs import losses, rewind, rows, state_bytes, step_folder, step_rows, timeless
 from trainer.batches.examples import as_batch
 from trainer.engine.checkpoint import open_checkpoint
@@ -37,18 +48,20 @@ from trainer.predict import main as predict
 from trainer.tasks.config import Finetuning
 
 CASES = Path(__file__).with_name("launched_finetuning.py")
-SCRIPT = Path(__file__).parents[2] / "trainer" / "finetune.py"
-STEPS = 10
+LED = "led-"  # before the names of its runs
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, a RoBERTa and rows: read it."""
+    """A folder with a model, a RoBERTa, an LED and rows: read it."""
     folder = tmp_path_factory.mktemp("finetuning")
     write_small_model(folder / "model")
     write_small_model(folder / "roberta", "roberta")
     write_rows(folder / "train.jsonl", 30)
     write_rows(folder / "validation.jsonl", 9, seed=7)
+    write_small_led(folder / "led")
+    write_documents(folder / "train-summaries.jsonl", 30)
+    write_documents(folder / "validation-summaries.jsonl", 5, seed=7)
     return folder
 
 
@@ -56,7 +69,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(place: Path) -> Path:
     """One launch on two processes: read its runs, do not write to them.
 
-    whole-0, -1, -2 by ZeRO stage; stopped-0, -1, -2 stopped twice each; checkpointed; bf16; roberta and no-projections.
+    whole-0, -1, -2 by ZeRO stage; stopped-0, -1, -2 stopped twice each; checkpointed; bf16; all these by LED as well,
+    stopped once; roberta and no-projections.
     """
     arguments = [
         write(place, settings(place, place / "model", f"whole-{stage}", zero_stage=stage))
@@ -72,6 +86,16 @@ def launched(place: Path) -> Path:
     }.items():
         arguments.append(write(place, settings(place, place / "model", name, **changes)))
     arguments.append(write(place, settings(place, place / "roberta", "roberta", zero_stage=1)))
+    for stage, stop in enumerate((3, 5, 2)):
+        values = summarizing(place, place / "led", f"led-whole-{stage}", zero_stage=stage)
+        arguments.append(write(place, values))
+        path = write(place, values | {"run": str(place / f"led-stopped-{stage}")})
+        arguments.append(Path(f"{path}@{stop}"))
+    for name, changes in {
+        "led-checkpointed": {"activation_checkpointing": True},
+        "led-bf16": {"precision": "bf16"},
+    }.items():
+        arguments.append(write(place, summarizing(place, place / "led", name, **changes)))
     process = launcher.start(CASES, *map(str, arguments))
     output = launcher.finish(process)
     assert process.returncode == 0, output
@@ -79,67 +103,96 @@ def launched(place: Path) -> Path:
     return place
 
 
+def both(place: Path, folder: Path, **changes: Any) -> dict[str, dict[str, Any]]:
+    """Settings of runs in a folder by the names of those that `launched` has: a classification, and LED's summaries."""
+    made = {
+        "whole-0": settings(place, place / "model", "whole-0", **changes),
+        "led-whole-0": summarizing(place, place / "led", "led-whole-0", **changes),
+    }
+    return {name: values | {"run": str(folder / name)} for name, values in made.items()}
+
+
+def last_state(run: Path) -> dict[str, bytes]:
+    return state_bytes(run, SUMMARY_STEPS if run.name.startswith(LED) else STEPS)
+
+
 def task_of(values: dict[str, Any]) -> FinetunedTask:
     return prepare(Finetuning.model_validate(values))
 
 
+@pytest.mark.parametrize("model", ["", LED])
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_stopped_and_started_again_it_is_the_same_run(launched: Path, stage: int) -> None:
-    stopped, whole = launched / f"stopped-{stage}", launched / f"whole-{stage}"
-    assert state_bytes(stopped, STEPS) == state_bytes(whole, STEPS)
+def test_stopped_and_started_again_it_is_the_same_run(launched: Path, model: str, stage: int) -> None:
+    stopped, whole = launched / f"{model}stopped-{stage}", launched / f"{model}whole-{stage}"
+    assert last_state(stopped) == last_state(whole)
     assert timeless(stopped) == timeless(whole)
 
 
+@pytest.mark.parametrize("model", ["", LED])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_zero_computes_the_same(launched: Path, stage: int) -> None:
-    np.testing.assert_allclose(losses(launched / f"whole-{stage}"), losses(launched / "whole-0"), rtol=1e-4)
+def test_zero_computes_the_same(launched: Path, model: str, stage: int) -> None:
+    found, expected = losses(launched / f"{model}whole-{stage}"), losses(launched / f"{model}whole-0")
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_layers_computed_again_are_the_same(launched: Path) -> None:
-    assert state_bytes(launched / "checkpointed", STEPS) == state_bytes(launched / "whole-0", STEPS)
+@pytest.mark.parametrize("model", ["", LED])
+def test_layers_computed_again_are_the_same(launched: Path, model: str) -> None:
+    again, whole = launched / f"{model}checkpointed", launched / f"{model}whole-0"
+    assert last_state(again) == last_state(whole)
 
 
-def test_bf16_stays_near(launched: Path) -> None:
-    found, expected = losses(launched / "bf16"), losses(launched / "whole-0")
+@pytest.mark.parametrize("model", ["", LED])
+def test_bf16_stays_near(launched: Path, model: str) -> None:
+    found, expected = losses(launched / f"{model}bf16"), losses(launched / f"{model}whole-0")
     assert found != expected
     np.testing.assert_allclose(found, expected, rtol=0.05)
 
 
 def test_one_process_goes_on_with_what_two_began(launched: Path, tmp_path: Path) -> None:
     """On another number of processes and under another ZeRO stage."""
-    values = settings(launched, launched / "model", "whole-0", zero_stage=1, run=str(tmp_path / "resumed"))
-    rewind(launched / "whole-0", tmp_path / "resumed", 4)
-    process = launcher.start(SCRIPT, "--config", str(write(tmp_path, values)), processes=1)
+    configs = []
+    for name, values in both(launched, tmp_path, zero_stage=1).items():
+        rewind(launched / name, tmp_path / name, 4)
+        configs.append(write(tmp_path, values))
+    process = launcher.start(CASES, *map(str, configs), processes=1)
     output = launcher.finish(process)
     assert process.returncode == 0, output
     assert "start     step 4 of 10" in output
-    np.testing.assert_allclose(losses(tmp_path / "resumed"), losses(launched / "whole-0"), rtol=1e-4)
+    assert "start     step 4 of 6" in output
+    for config in configs:
+        name = config.stem
+        np.testing.assert_allclose(losses(tmp_path / name), losses(launched / name), rtol=1e-4)
 
 
 @pytest.mark.drill
 def test_killed_anywhere_and_started_again_it_is_the_same(launched: Path, tmp_path: Path, kills: int) -> None:
-    """The making of the examples is killed as well: each start of a half finds its own cache empty or half-filled."""
-    run = tmp_path / "killed"
+    """Two runs, one after the other, of which each start goes on. The making of the examples is killed as well."""
     cache = tmp_path / "cache"
-    values = settings(launched, launched / "model", "killed", run=str(run), cache_dir=str(cache))
-    config = write(tmp_path, values)
+    runs = both(launched, tmp_path, cache_dir=str(cache))
+    configs = [str(write(tmp_path, values)) for values in runs.values()]
     seed = int(os.environ.get("LONGSPAN_SEED", "8"))
     moments = random.Random(seed)
-    kills = 2 if kills <= 3 else min(kills, 12)
+
+    def logged(folder: Path) -> int:
+        return sum(launcher.steps_logged(folder / name) for name in runs)
+
+    rows_in_all = logged(launched)
+    kills = min(kills, 20)
     for number in range(kills):
-        process = launcher.start(SCRIPT, "--config", str(config))
+        process = launcher.start(CASES, *configs)
         if number == 0:
             launcher.wait_while(lambda: not list(cache.rglob("*.arrow")), process, every=0.001)
         else:
-            due = (number + moments.uniform(0, 1)) * STEPS / kills
-            launcher.wait_while(lambda due=due: launcher.steps_logged(run) < due, process, every=0.001)
+            due = (number + moments.uniform(0, 1)) * rows_in_all / kills
+            launcher.wait_while(lambda due=due: logged(tmp_path) < due, process, every=0.001)
         launcher.kill(process)
         launcher.finish(process)
-    process = launcher.start(SCRIPT, "--config", str(config))
+    process = launcher.start(CASES, *configs)
     output = launcher.finish(process)
     assert process.returncode == 0, output
-    assert state_bytes(run, STEPS) == state_bytes(launched / "whole-0", STEPS)
-    assert timeless(run) == timeless(launched / "whole-0")
+    for name in runs:
+        assert last_state(tmp_path / name) == last_state(launched / name)
+        assert timeless(tmp_path / name) == timeless(launched / name)
 
 
 def test_what_is_logged(launched: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.trainer.test_led import VOCABULARY, bart
 from trainer.batches.examples import as_batch
 from trainer.convert import convert
 from trainer.engine.config import InputError
+from trainer.engine.training import check_same_everywhere
 from trainer.finetune import FinetunedTask, prepare
 from trainer.model.led_model import LedModel
 from trainer.tasks.config import Finetuning
@@ -143,6 +145,9 @@ def test_it_learns_to_summarise(place: Path) -> None:
             "task.longest_summary: found 25, expected at most the 24",
         ),
         ({"sequence_length": 97}, "sequence_length: found 97, expected at most the 96"),
+        ({"global_attention": False}, "global_attention: found false, expected true"),
+        ({"global_projections": "shared"}, "global_projections: found shared, expected auto or stored"),
+        ({"head": "new"}, "head: found new, expected auto or stored"),
     ],
 )
 def test_what_does_not_fit_is_named(place: Path, changes: dict[str, Any], message: str) -> None:
@@ -150,6 +155,16 @@ def test_what_does_not_fit_is_named(place: Path, changes: dict[str, Any], messag
         changes = {"model": str(place / changes["model"])}
     with pytest.raises(InputError, match=message):
         task_of(place, **changes)
+
+
+def test_another_dropout_is_another_run(place: Path, tmp_path: Path) -> None:
+    """What of LED's sizes no tensor's shape tells: a checkpoint is not continued under others."""
+    found = task_of(place).facts()
+    shutil.copytree(place / "led", tmp_path / "led")
+    config = tmp_path / "led" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"activation_dropout": 0.5}))
+    with pytest.raises(InputError, match=r"activation_dropout: found 0\.5, expected 0\.0"):
+        check_same_everywhere([found, task_of(place, model=str(tmp_path / "led")).facts()])
 
 
 def test_pubmed_s_layout_is_read(place: Path, tmp_path: Path) -> None:

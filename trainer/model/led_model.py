@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +170,11 @@ class LedModel(nn.Module):
         """A text for each example's states, by transformers' generation under these settings."""
         hidden, mask = _padded(states)
         model: Any = self.seq2seq
-        found: Tensor = model.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, **settings
-        )
+        # Compiled layers as they are: a graph for each length of what has been said is more than it saves.
+        with torch.compiler.set_stance("force_eager"):
+            found: Tensor = model.generate(
+                encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, **settings
+            )
         special = self.tokenizer.special_ids
         texts = [
             self.tokenizer.decode([index for index in ids if index not in special]) for ids in found.tolist()
@@ -224,11 +226,13 @@ def load_led(folder: Path) -> LedModel:
     return LedModel(sizes, model, read_tokenizer(folder))
 
 
-def led_files(model: LedModel) -> dict[str, str]:
-    """config.json and generation_config.json of the model."""
+def led_files(model: LedModel, settings: Mapping[str, Any]) -> dict[str, str]:
+    """config.json and generation_config.json of the model, which generates by these settings where none are given."""
     config = json.loads(model.seq2seq.config.to_json_string(use_diff=False))
+    generation = GenerationConfig.from_dict(model.seq2seq.generation_config.to_dict() | {"max_length": None})
+    generation.update(**settings)
     return {
         "config.json": json.dumps({**config, "architectures": ["LEDForConditionalGeneration"]}, indent=2)
         + "\n",
-        GENERATION: model.seq2seq.generation_config.to_json_string(),
+        GENERATION: generation.to_json_string(),
     }

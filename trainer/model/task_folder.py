@@ -64,6 +64,16 @@ def load_task_model(
     where the folder does not have what is asked for as "stored".
     """
     if task.architecture == SEQ2SEQ:
+        for key, found, possible in (
+            ("global_projections", projections, ("auto", "stored")),
+            ("head", head, ("auto", "stored")),
+            ("global_attention", global_attention, (True,)),
+        ):
+            if found not in possible:
+                expected = " or ".join(str(each).lower() for each in possible)
+                raise InputError(
+                    f"{key}: found {str(found).lower()}, expected {expected}: LED is trained as stored"
+                )
         return load_led(folder), ["encoder, decoder and global projections: the stored ones"]
     stored = read_model(folder)
     config, tensors = stored.config, stored.tensors

@@ -133,15 +133,18 @@ class Summarization:
     def predict(self, model: nn.Module, states: list[Tensor], examples: Sequence[Example]) -> list[str]:
         """The text of each summary."""
         assert isinstance(model, LedModel)
+        return model.generate(states, **self.generation(model))
+
+    def generation(self, model: LedModel) -> dict[str, Any]:
+        """The settings of the search, as transformers calls them."""
         settings = self.settings
-        return model.generate(
-            states,
-            num_beams=settings.beams,
-            length_penalty=settings.length_penalty,
-            no_repeat_ngram_size=settings.no_repeated,
-            max_new_tokens=min(settings.longest_summary, model.sizes.max_decoder_position_embeddings - 1),
-            do_sample=False,
-        )
+        return {
+            "num_beams": settings.beams,
+            "length_penalty": settings.length_penalty,
+            "no_repeat_ngram_size": settings.no_repeated,
+            "max_new_tokens": min(settings.longest_summary, model.sizes.max_decoder_position_embeddings - 1),
+            "do_sample": False,
+        }
 
     def sums(self, examples: Sequence[Example], predictions: Sequence[str]) -> list[float]:
         """F-measures, and how many examples have a summary to compare with."""
