@@ -3,39 +3,74 @@
 transformers calls two functions by that name: one makes of a model's padding mask what its layers are handed, once a
 forward; the other is each layer's attention. Whatever they are asked for that is no encoder's self-attention is
 refused, never approximated.
+
+A model that computes its attention itself would not be windowed and would misread such a mask, and transformers does
+not look whether a model asks for the implementation that it is given. So `register` has it look.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function
 
 from attention.windowed import windowed_attention
 
 NAME = "longspan"
 
-_UNKNOWN = (
-    "cu_seq_lens_k",
-    "cu_seq_lens_q",
-    "head_mask",
-    "is_causal",
-    "output_attentions",
-    "position_bias",
-    "s_aux",
-    "sliding_window",
-    "softcap",
+_HARMLESS = (
+    "deterministic",
+    "global_attention_mask",
+    "max_length_k",
+    "max_length_q",
+    "num_items_in_batch",
+    "output_hidden_states",
+    "position_ids",
+    "return_dict",
+    "use_cache",
 )
-"""What models hand to their attention that would change its result, or asks for weights that are never formed."""
+"""What models hand to their attention, besides what `attend` reads, that does not change its result."""
 
 
 def register() -> None:
-    """Make transformers know `attn_implementation="longspan"`. Importing `attention.huggingface` does it."""
+    """Make transformers know `attn_implementation="longspan"`. Importing `attention.huggingface` does it.
+
+    From then on a ValueError ends the making of a model by this implementation that does not use it.
+    """
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, padding_mask)
+    chosen = PreTrainedModel.get_correct_attn_implementation
+    if not hasattr(chosen, "__wrapped__"):
+        PreTrainedModel.get_correct_attn_implementation = _checked(chosen)  # type: ignore[method-assign]
+
+
+def _checked(chosen: Callable[..., str]) -> Callable[..., str]:
+    """transformers' check of an implementation that is asked for, and that the model asks for it in turn."""
+
+    @functools.wraps(chosen)
+    def check(model: PreTrainedModel, requested_attention: str | None, *more: Any, **options: Any) -> str:
+        if requested_attention == NAME and not _asks(type(model)):
+            raise ValueError(
+                f"{type(model).__name__} does not ask transformers' attention interface; "
+                f'"{NAME}" expects an encoder that does, such as BERT or RoBERTa. Longformer and LED take '
+                "attention.huggingface.accelerate"
+            )
+        return chosen(model, requested_attention, *more, **options)
+
+    return check
+
+
+def _asks(kind: type) -> bool:
+    """Whether a class of models, or one that it comes from, asks transformers' attention interface."""
+    return any(
+        each._can_set_attn_implementation()
+        for each in kind.__mro__
+        if issubclass(each, PreTrainedModel) and each is not PreTrainedModel
+    )
 
 
 def attend(
@@ -64,11 +99,14 @@ def attend(
         The output (batch, n, heads, head_dim), rows of padding 0, and no weights.
 
     Raises:
-        ValueError: where the window is missing, or for what is no self-attention of an encoder.
+        ValueError: where the window is missing, or for what is no self-attention of an encoder. Cross-attention with as
+            many keys as queries is known by the name of its class, or else taken for self-attention.
     """
     name = type(module).__name__
-    if getattr(module, "is_causal", False):
-        raise ValueError(f'{name} is causal; "{NAME}" expects an encoder, not a decoder')
+    if getattr(module, "is_causal", False) or getattr(module, "is_decoder", False):
+        raise ValueError(f'{name} is a decoder\'s; "{NAME}" expects an encoder')
+    if "crossattention" in name.lower():
+        raise ValueError(f'{name} is cross-attention; "{NAME}" expects self-attention')
     if query.shape[2] != key.shape[2]:
         raise ValueError(
             f"{name} has {query.shape[2]} queries and {key.shape[2]} keys; "
@@ -76,9 +114,12 @@ def attend(
         )
     if attention_mask is not None and attention_mask.dim() != 2:
         raise ValueError(_mask_message(attention_mask))
-    for option in _UNKNOWN:
-        value_given = options.get(option)
-        if value_given is not None and value_given is not False:
+    asked = {option: given for option, given in options.items() if given is not None}
+    asked.setdefault(
+        "output_attentions", getattr(getattr(module, "config", None), "output_attentions", False)
+    )
+    for option, given in asked.items():
+        if option not in _HARMLESS and given is not False:
             raise ValueError(f'{name} is called with {option}, which "{NAME}" does not know; expected none')
     output = windowed_attention(
         query,

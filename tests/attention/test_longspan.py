@@ -13,8 +13,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.models.bart.modeling_bart import BartAttention
+from transformers.models.bert.modeling_bert import BertCrossAttention
 
-from attention.huggingface import lengthen
+from attention.huggingface import lengthen, register
 from attention.pattern import Pattern
 from tests.attention.test_transformers import (
     BATCH,
@@ -144,6 +146,7 @@ LONE = {"input_ids": BATCH["input_ids"]}
         (4, {**LONE, "output_attentions": True}, "called with output_attentions"),
         (4, {**LONE, "head_mask": torch.ones(2, 3)}, "called with head_mask"),
         (4, {**LONE, "cu_seq_lens_q": torch.tensor([0, 13])}, "called with cu_seq_lens_q"),
+        (4, {**LONE, "global_mask": torch.ones(2, 13)}, "called with global_mask, which .* does not know"),
     ],
 )
 def test_what_a_model_is_called_with_is_refused(window: Any, batch: Any, message: str) -> None:
@@ -151,11 +154,67 @@ def test_what_a_model_is_called_with_is_refused(window: Any, batch: Any, message
         windowed(an_encoder("Roberta"), window)(**batch)
 
 
+@pytest.mark.parametrize("family", ["MPNet", "Deberta", "SqueezeBert", "BigBird", "Longformer"])
+def test_models_without_the_interface_are_refused(family: str, tmp_path: Path) -> None:
+    """They would go on with attention of their own, and padding that they misread."""
+    sizes = {
+        **WIDE,
+        "attention_window": 4,
+        "d_model": 24,
+        "d_head": 8,
+        "n_head": 3,
+        "d_inner": 32,
+        "embedding_size": 24,
+    }
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    kind = getattr(transformers, f"{family}Model")
+    message = f'{family}Model does not ask transformers\' attention interface; "longspan" expects an encoder that does'
+    kind(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        kind.from_pretrained(tmp_path, attn_implementation="longspan")
+    register()
+    with pytest.raises(ValueError, match=message):
+        transformers.AutoModel.from_config(config, attn_implementation="longspan")
+
+
+def test_models_of_one_s_own_and_of_others_inside_are_not() -> None:
+    class Own(transformers.BertModel):
+        pass
+
+    Own.__module__ = "elsewhere"
+    bert = transformers.BertConfig(**WIDE, attention_window=4)
+    assert Own._from_config(bert, attn_implementation="longspan")(**LONE)[0].shape == (2, 13, 24)
+    decoder = transformers.BertConfig(**WIDE, is_decoder=True, add_cross_attention=True)
+    both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(bert, decoder)
+    model = transformers.EncoderDecoderModel(both)
+    model.set_attn_implementation({"encoder": "longspan"})
+    assert model(**LONE, decoder_input_ids=LONE["input_ids"]).logits.shape == (2, 13, 40)
+
+
+def test_what_changes_the_result_is_refused() -> None:
+    t5 = transformers.T5Config(vocab_size=40, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=3)
+    with pytest.raises(ValueError, match="called with position_bias"):
+        transformers.T5EncoderModel._from_config(t5, attn_implementation="longspan")(**LONE)
+    model = windowed(an_encoder("Bert", output_attentions=True), 4)
+    with pytest.raises(ValueError, match="called with output_attentions"):
+        model(**LONE)
+    assert model(**LONE, output_attentions=False).logits.shape == (2, 13, 40)
+    states = torch.randn(2, 13, 24)
+    with pytest.raises(ValueError, match="BertCrossAttention is cross-attention"):
+        BertCrossAttention(model.config)(states, encoder_hidden_states=states)
+    of_a_decoder = BartAttention(24, 3, is_decoder=True, layer_idx=0, config=model.config)
+    with pytest.raises(ValueError, match="BartAttention is a decoder's"):
+        of_a_decoder(states, key_value_states=states)
+    elsewhere = BartAttention(24, 3, config=model.config)
+    with pytest.raises(ValueError, match="BartAttention has 13 queries and 5 keys"):
+        elsewhere(states, key_value_states=states[:, :5])
+
+
 def test_decoders_and_other_patterns_are_refused() -> None:
     decoder = windowed(an_encoder("Bert", is_decoder=True), 4)
     with pytest.raises(ValueError, match="asks for a mask that is causal or has a pattern of its own"):
         decoder(**LONE)
-    with pytest.raises(ValueError, match="BertSelfAttention is causal"):
+    with pytest.raises(ValueError, match="BertSelfAttention is a decoder's"):
         decoder(**LONE, attention_mask=torch.ones(2, 1, 13, 13))
     with pytest.raises(ValueError, match="does not know its layer"):
         windowed(an_encoder("DistilBert"), [4, 4])(**LONE)
