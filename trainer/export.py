@@ -38,7 +38,7 @@ from trainer.model.folder import (
 )
 from trainer.model.json_files import read_json
 from trainer.model.led import GENERATION
-from trainer.model.led_model import encoder_sizes, read_led_sizes
+from trainer.model.led_model import read_led_sizes
 from trainer.model.provenance import ABOUT
 from trainer.model.task_card import finetuned_card
 from trainer.model.task_folder import FINETUNED, write_task_model
@@ -75,7 +75,7 @@ def _export_finetuned(opened: Checkpoint, to: Path) -> None:
     folder = opened.folder
     settings = read_json(folder / "config.json")
     is_led = settings.get("model_type") == "led"
-    config = encoder_sizes(read_led_sizes(folder)) if is_led else read_config(folder)
+    config = read_led_sizes(folder) if is_led else read_config(folder)
     tensors = {name.removeprefix("seq2seq."): tensor for name, tensor in opened.weights().items()}
     parameters = sum(tensor.numel() for tensor in tensors.values())
     description = read_json(folder / FINETUNED)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, LEDForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
 from tests.trainer.test_led import VOCABULARY, bart
 from trainer.batches.examples import as_batch
 from trainer.convert import convert
+from trainer.engine.checkpoint import save_checkpoint
 from trainer.engine.config import InputError
 from trainer.engine.training import check_same_everywhere
+from trainer.export import main as export_command
 from trainer.finetune import FinetunedTask, prepare
 from trainer.model.led_model import LedModel
+from trainer.predict import load_finetuned
+from trainer.predict import main as predict
 from trainer.tasks.config import Finetuning
 
 SETTINGS = {"beams": 2, "longest_summary": 12, "length_penalty": 1.0}
@@ -165,6 +174,121 @@ def test_another_dropout_is_another_run(place: Path, tmp_path: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"activation_dropout": 0.5}))
     with pytest.raises(InputError, match=r"activation_dropout: found 0\.5, expected 0\.0"):
         check_same_everywhere([found, task_of(place, model=str(tmp_path / "led")).facts()])
+
+
+@pytest.fixture(scope="session")
+def export(place: Path) -> Path:
+    """Of the model as it is: nothing of it is trained."""
+    task = task_of(place)
+    weights = {name: parameter.detach() for name, parameter in task.model.named_parameters()}
+    state = dict.fromkeys(("weights", "exp_avg", "exp_avg_sq"), weights)
+    saved = save_checkpoint(place / "checkpoints", 3, state, task.facts(), task.files(3))
+    assert export_command(["--checkpoint", str(saved), "--to", str(place / "export")]) == 0
+    return place / "export"
+
+
+def test_transformers_says_of_an_export_what_we_do(place: Path, export: Path) -> None:
+    """Logits of transformers' own LED are ours, and so are summaries, by the search that its files describe."""
+    theirs, info = LEDForConditionalGeneration.from_pretrained(export, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    model, task, wordpieces, description = load_finetuned(export)
+    assert isinstance(model, LedModel)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    assert tokenizer.model_max_length == 96
+    answers = torch.randint(5, VOCABULARY, (1, 6))
+    for document in task.read_own(place / "validation.jsonl"):
+        example = task.encode(document, wordpieces, description.lengths, training=False)
+        inputs = tokenizer(document.text, truncation=True, max_length=64, return_tensors="pt")
+        assert example.rows[0].tolist() == inputs.input_ids[0].tolist()
+        is_global = torch.zeros_like(inputs.input_ids)
+        is_global[:, 0] = 1
+        with torch.no_grad():
+            batch = as_batch([example], 1)
+            states = model.states(batch)
+            hidden = BaseModelOutput(last_hidden_state=states[0][None])
+            ours = model.seq2seq(encoder_outputs=hidden, decoder_input_ids=answers).logits
+            expected = theirs.eval()(
+                **inputs, global_attention_mask=is_global, decoder_input_ids=answers
+            ).logits
+            found = theirs.generate(**inputs, global_attention_mask=is_global)
+            said = task.predict(model, states, [example])
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+        assert said == [tokenizer.decode(found[0], skip_special_tokens=True).strip()]
+
+
+def test_own_documents_are_summarised_and_scored(
+    place: Path, export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    arguments = ["--model", str(export), "--data", str(place / "validation.jsonl"), "--output", str(output)]
+    assert predict([*arguments, "--score"]) == 0
+    task = task_of(place)
+    task.model.eval()
+    sums = task.evaluate(1, slice(None), lambda: None)
+    assert sums is not None
+    figures = {f"validation_{name}": score for name, score in json.loads(capsys.readouterr().out).items()}
+    assert figures == pytest.approx(task.evaluated(sums))
+    summaries = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in summaries] == ["0", "1", "2"]
+    assert predict([*arguments, "--task.longest_summary", "4"]) == 0
+    short = [json.loads(line)["summary"] for line in output.read_text().splitlines()]
+    assert all(len(one) < len(other["summary"]) for one, other in zip(short, summaries, strict=True))
+    write_rows(tmp_path / "own.jsonl", [{"text": "abc " * 99}, {"text": ""}])
+    arguments[3] = str(tmp_path / "own.jsonl")
+    assert predict(arguments) == 0
+    assert "1 of 2 were cut at 64 tokens" in capsys.readouterr().err
+    assert predict([*arguments, "--score"]) == 2
+    assert "found no answers to score by" in capsys.readouterr().err
+
+
+def test_the_card_s_program_runs_as_it_is_printed(export: Path) -> None:
+    card = (export / "README.md").read_text()
+    assert "# LED finetuned on summarization" in card
+    assert "| decoder layers, heads | 3, 2 |" in card
+    assert ModelCard(card).data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "summarization",
+        "tags": ["led", "summarization", "longspan"],
+    }
+    [program] = re.findall(r"^```python\n(.*?)\n```$", card, flags=re.DOTALL | re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=export, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"forced_bos_token_id": 300}, "forced_bos_token_id: found 300, expected less than the 300"),
+        ({"min_length": "long"}, "min_length: found 'long', expected integer"),
+        ({"early_stopping": 7}, "early_stopping"),
+    ],
+)
+def test_generation_settings_that_do_not_fit_are_named(
+    place: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    shutil.copytree(place / "led", tmp_path / "led")
+    (tmp_path / "led" / "generation_config.json").write_text(json.dumps(changes))
+    with pytest.raises(InputError, match=rf"generation_config\.json: {message}"):
+        task_of(place, model=str(tmp_path / "led"))
+
+
+def test_generation_settings_that_are_the_task_s_to_say_are_not_taken(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "led", tmp_path / "led")
+    settings = {"num_return_sequences": 2, "return_dict_in_generate": True, "max_length": 3, "min_length": 5}
+    (tmp_path / "led" / "generation_config.json").write_text(json.dumps(settings))
+    task = task_of(place, model=str(tmp_path / "led"))
+    task.model.eval()
+    with torch.no_grad():
+        said = task.task.predict(task.model, task.model.states(as_batch(task.train[:2], 1)), task.train[:2])
+    assert len(said) == 2
+    kept = json.loads(task.files(0)["generation_config.json"])
+    assert kept["min_length"] == 5
+    assert kept["max_new_tokens"] == 12
+    assert not kept.keys() & {"num_return_sequences", "return_dict_in_generate", "max_length"}
 
 
 def test_pubmed_s_layout_is_read(place: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,18 @@ class LedSizes(BaseModel):
         """The total width of each encoder layer's."""
         width = self.attention_window
         return width if isinstance(width, list) else [width] * self.encoder_layers
+
+
+class LedGeneration(BaseModel):
+    """What is taken of generation_config.json: the rest is the task's to say, or would change what `generate` gives."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    decoder_start_token_id: int | None = Field(None, ge=0)
+    forced_bos_token_id: int | None = Field(None, ge=0)
+    forced_eos_token_id: int | None = Field(None, ge=0)
+    min_length: int | None = Field(None, ge=0, le=MOST)
+    early_stopping: bool | Literal["never"] | None = None
 
 
 def read_led_sizes(folder: Path) -> LedSizes:
@@ -217,20 +229,32 @@ def load_led(folder: Path) -> LedModel:
     tensors |= dict.fromkeys(_TIED, tensors["led.shared.weight"])
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()
-    path = folder / GENERATION
-    if path.is_file():
-        try:
-            model.generation_config = GenerationConfig.from_dict(read_json(path))
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: {error}") from error
+    if (folder / GENERATION).is_file():
+        model.generation_config = _read_generation(folder / GENERATION, sizes)
     return LedModel(sizes, model, read_tokenizer(folder))
+
+
+def _read_generation(path: Path, sizes: LedSizes) -> GenerationConfig:
+    """InputError lists what is wrong with generation_config.json."""
+    try:
+        found = LedGeneration.model_validate(read_json(path)).model_dump(exclude_none=True)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{path}: {line}" for line in problems(error))) from error
+    for name, index in found.items():
+        if name.endswith("token_id") and index >= sizes.vocab_size:
+            raise InputError(
+                f"{path}: {name}: found {index}, expected less than the {sizes.vocab_size} of config.json"
+            )
+    names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+    return GenerationConfig(**{name: getattr(sizes, name) for name in names} | found)
 
 
 def led_files(model: LedModel, settings: Mapping[str, Any]) -> dict[str, str]:
     """config.json and generation_config.json of the model, which generates by these settings where none are given."""
     config = json.loads(model.seq2seq.config.to_json_string(use_diff=False))
-    generation = GenerationConfig.from_dict(model.seq2seq.generation_config.to_dict() | {"max_length": None})
+    generation = GenerationConfig.from_dict(model.seq2seq.generation_config.to_dict())
     generation.update(**settings)
+    generation._from_model_config = False  # or transformers takes the model's instead
     return {
         "config.json": json.dumps({**config, "architectures": ["LEDForConditionalGeneration"]}, indent=2)
         + "\n",

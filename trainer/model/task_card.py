@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from trainer.model.led_model import LedSizes, encoder_sizes
 from trainer.model.longformer import EncoderConfig
 from trainer.model.markdown import fenced, table
 from trainer.model.provenance import metrics_rows, spread, versions
@@ -15,6 +16,23 @@ from trainer.model.task_folder import FINETUNED
 from trainer.tasks.registry import settings_class
 
 _COURSE = ("step", "loss", "learning_rate", "epoch")
+_KINDS = {"longformer": "Longformer", "roberta": "RoBERTa"}
+_PROGRAM = """\
+import torch
+from transformers import AutoTokenizer, LEDForConditionalGeneration
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = LEDForConditionalGeneration.from_pretrained(".").eval()
+document = "A long document, of which this is the beginning."
+inputs = tokenizer(document, truncation=True, max_length={tokens}, return_tensors="pt")
+is_global = torch.zeros_like(inputs.input_ids)
+is_global[:, 0] = 1
+with torch.no_grad():  # by the search that generation_config.json has of the run
+    summary = model.generate(
+        inputs.input_ids, attention_mask=inputs.attention_mask, global_attention_mask=is_global
+    )
+print(tokenizer.decode(summary[0], skip_special_tokens=True).strip())
+"""
 
 
 def finetuning_facts(metrics: Path, task: str) -> dict[str, Any]:
@@ -30,7 +48,7 @@ def finetuning_facts(metrics: Path, task: str) -> dict[str, Any]:
 
 
 def finetuned_card(
-    config: EncoderConfig,
+    model: EncoderConfig | LedSizes,
     parameters: int,
     state: Mapping[str, Any],
     about: Mapping[str, Any],
@@ -38,31 +56,39 @@ def finetuned_card(
     architecture: str,
 ) -> str:
     """The card of a model exported from a finetuning's checkpoint."""
-    kind = "Longformer" if config.architecture == "longformer" else "RoBERTa"
     settings, step, task = state["config"], state["step"], about["task"]
+    if isinstance(model, LedSizes):
+        config, kind, section = encoder_sizes(model), "LED", "section 7"
+        decoder = [("decoder layers, heads", f"{model.decoder_layers}, {model.decoder_attention_heads}")]
+        front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "summarization"}
+    else:
+        config, kind, section = model, _KINDS[model.architecture], "section 6 and appendix D"
+        decoder, front = [], {}
     sizes = [
         ("parameters", f"{parameters:,}"),
         (
             "layers × width, heads",
             f"{config.num_hidden_layers} × {config.hidden_size}, {config.num_attention_heads}",
         ),
+        *decoder,
         ("tokens of a row", f"{description['sequence_length']:,}, longer contexts: {description['longer']}"),
         ("global tokens", "as the task's" if description["global_attention"] else "none"),
         ("updates", f"{step:,}"),
         ("examples", f"{state['training examples']['examples']:,}"),
     ]
-    front: dict[str, Any] = {"tags": [config.architecture, task, "longspan"]}
+    front["tags"] = [kind.lower(), task, "longspan"]
     if config.base_model:
         front["base_model"] = config.base_model.partition("@")[0]
     parts = [
         "---\n" + yaml.safe_dump(front) + "---",
         f"# {kind} finetuned on {task}",
-        "After the Longformer paper's section 6 and appendix D. Made with Longspan.",
+        f"After the Longformer paper's {section}. Made with Longspan.",
         table(("", ""), sizes),
         _table(about.get("course", [])),
         _table(about.get("validation", [])),
         "## Use",
         fenced("python -m trainer.predict --model . --data FILE --output FILE", "sh"),
+        *([fenced(_PROGRAM.format(tokens=int(description["sequence_length"])), "python")] if decoder else []),
         f"transformers loads it as {architecture}."
         + ("" if "For" in architecture else " The heads lie beside the encoder in model.safetensors."),
         "## Again",
