@@ -55,6 +55,7 @@ bench: $(VENV)/.installed
 	$(RUN) -m trainer.benchmark
 	$(RUN) -m trainer.benchmark.charlm
 	$(RUN) -m trainer.benchmark.finetuning
+	$(RUN) -m trainer.benchmark.huggingface
 
 reproduce: $(VENV)/.installed
 	$(RUN) -m reproduce.$(TABLE) $(REPRODUCE)
