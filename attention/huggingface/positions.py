@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -40,10 +41,11 @@ def lengthen(model: Model, max_positions: int) -> Model:
     embeddings, table, config = _embeddings(model)
     first = 0 if table.padding_idx is None else table.padding_idx + 1
     own = table.num_embeddings - first
-    if not isinstance(max_positions, int) or isinstance(max_positions, bool) or max_positions < own:
+    if not isinstance(max_positions, Integral) or isinstance(max_positions, bool) or max_positions < own:
         raise ValueError(
             f"max_positions is {max_positions!r}; expected an integer of at least the model's {own}"
         )
+    max_positions = int(max_positions)
     rows = first + max_positions
     with torch.no_grad():
         learned = table.weight[first:]
@@ -68,10 +70,17 @@ def _embeddings(model: nn.Module) -> tuple[nn.Module, nn.Embedding, Any]:
         found = getattr(config, key, expected)
         if found != expected:
             raise ValueError(f"the configuration of the {name} has {key} {found!r}; expected {expected!r}")
+    said = getattr(config, "max_position_embeddings", None)
+    # Some have further ones, of boxes or images, as long as the configuration says and counted in another way.
     tables = [
         (module, table)
         for module in model.modules()
-        if isinstance(table := getattr(module, "position_embeddings", None), nn.Embedding)
+        for place, table in module.named_children()
+        if isinstance(table, nn.Embedding)
+        and (
+            place == "position_embeddings"
+            or (place.endswith("position_embeddings") and table.num_embeddings == said)
+        )
     ]
     if len(tables) != 1:
         raise ValueError(
@@ -79,7 +88,6 @@ def _embeddings(model: nn.Module) -> tuple[nn.Module, nn.Embedding, Any]:
             "expected one"
         )
     holder, table = tables[0]
-    said = getattr(config, "max_position_embeddings", None)
     if said != len(table.weight):
         raise ValueError(
             f"the {name} has a table of {len(table.weight)} positions; "

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo
@@ -246,7 +247,7 @@ def test_positions_are_tiled(family: str, positions: int, tmp_path: Path) -> Non
     before = table.weight.detach().clone()
     short = a_batch([40, 30], [])
     expected = model(**short).logits
-    assert lengthen(model, positions) is model
+    assert lengthen(model, np.int64(positions)) is model
     assert table.weight.requires_grad
     assert table.weight.shape == (first + positions, 24)
     assert torch.equal(table.weight[:64], before[: first + positions])
@@ -273,6 +274,9 @@ def test_what_cannot_be_lengthened_is_refused() -> None:
     two = nn.ModuleList([an_encoder("Bert"), an_encoder("Bert")])
     with pytest.raises(ValueError, match="ModuleList has 2 tables"):
         lengthen(two, 100)
+    visual = transformers.VisualBertModel(transformers.VisualBertConfig(**WIDE))
+    with pytest.raises(ValueError, match="VisualBertModel has 2 tables"):
+        lengthen(visual, 100)
     other = an_encoder("Bert")
     other.config.max_position_embeddings = 65
     with pytest.raises(
