@@ -121,6 +121,12 @@ def test_generation_settings_and_a_bare_model_s_names_are_kept(tmp_path: Path) -
         ({"activation_function": "relu"}, "activation_function: found 'relu'"),
         ({"encoder_layers": 3}, "model.encoder.layers.2.self_attn.q_proj.weight: not there"),
         ({"d_model": 1 << 40}, "d_model: found"),
+        (
+            {"encoder_attention_heads": 5},
+            "encoder_attention_heads: found 5, expected a divisor of d_model 16",
+        ),
+        ({"pad_token_id": 300}, "pad_token_id: found 300, expected less than vocab_size 300"),
+        ({"decoder_start_token_id": 300}, "decoder_start_token_id: found 300, expected less than"),
         ({"max_position_embeddings": 9}, "embed_positions.weight: found [26, 16], expected [11, 16]"),
         (
             {"decoder_layers": 2},

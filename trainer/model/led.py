@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -95,6 +95,7 @@ def read_bart(folder: Path) -> tuple[BartConfig, dict[str, Any], dict[str, Tenso
         config = BartConfig.model_validate(given)
     except ValidationError as error:
         raise InputError("\n".join(f"{path}: {line}" for line in problems(error))) from error
+    check_sizes(path, config)
     if config.scale_embedding:
         raise InputError(
             f"{path}: scale_embedding: found true, expected false: LED does not scale embeddings"
@@ -130,6 +131,35 @@ def read_bart(folder: Path) -> tuple[BartConfig, dict[str, Any], dict[str, Tenso
             raise InputError(f"{folder}: {name} is not model.shared.weight, expected them to be tied")
     generation = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     return config, generation, tensors
+
+
+class Sizes(Protocol):
+    """What BART's and LED's configurations have in common."""
+
+    vocab_size: int
+    d_model: int
+    encoder_attention_heads: int
+    decoder_attention_heads: int
+    pad_token_id: int
+    bos_token_id: int
+    eos_token_id: int
+    decoder_start_token_id: int
+
+
+def check_sizes(path: Path, sizes: Sizes) -> None:
+    """InputError names the key of config.json whose number cannot be beside the others: heads, tokens."""
+    for side in ("encoder", "decoder"):
+        heads = getattr(sizes, f"{side}_attention_heads")
+        if sizes.d_model % heads:
+            raise InputError(
+                f"{path}: {side}_attention_heads: found {heads}, expected a divisor of d_model {sizes.d_model}"
+            )
+    for name in ("pad", "bos", "eos", "decoder_start"):
+        index = getattr(sizes, f"{name}_token_id")
+        if index >= sizes.vocab_size:
+            raise InputError(
+                f"{path}: {name}_token_id: found {index}, expected less than vocab_size {sizes.vocab_size}"
+            )
 
 
 def _with_prefix(name: str) -> str:

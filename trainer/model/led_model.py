@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from transformers import GenerationConfig, LEDConfig, LEDForConditionalGeneration
+from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput
 
 from attention.huggingface import accelerate
@@ -20,7 +21,7 @@ from trainer.batches.examples import ExampleBatch
 from trainer.engine.config import InputError, problems
 from trainer.model.configuration import MOST
 from trainer.model.json_files import read_json
-from trainer.model.led import GENERATION
+from trainer.model.led import GENERATION, check_sizes
 from trainer.model.longformer import EncoderConfig
 from trainer.model.tokenizer_files import read_tokenizer
 from trainer.model.weights import read_left_out, read_shapes_of
@@ -95,14 +96,11 @@ def read_led_sizes(folder: Path) -> LedSizes:
             f"{path}: attention_window: found {sizes.attention_window}, expected an even width, or one for each of "
             f"{sizes.encoder_layers} encoder layers"
         )
-    for side, heads in (
-        ("encoder", sizes.encoder_attention_heads),
-        ("decoder", sizes.decoder_attention_heads),
-    ):
-        if sizes.d_model % heads:
-            raise InputError(
-                f"{path}: {side}_attention_heads: found {heads}, expected a divisor of d_model {sizes.d_model}"
-            )
+    check_sizes(path, sizes)
+    if sizes.activation_function not in ACT2FN:
+        raise InputError(
+            f"{path}: activation_function: found {sizes.activation_function!r}, expected one that transformers has"
+        )
     return sizes
 
 
@@ -226,6 +224,9 @@ def load_led(folder: Path) -> LedModel:
             f"{folder}: the weights do not fit config.json:\n  " + "\n  ".join(wrong[:10] + more)
         )
     tensors = read_left_out(folder, expected)
+    for name in _TIED:
+        if name in tensors and not torch.equal(tensors[name], tensors["led.shared.weight"]):
+            raise InputError(f"{folder}: {name} is not led.shared.weight, expected them to be tied")
     tensors |= dict.fromkeys(_TIED, tensors["led.shared.weight"])
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()

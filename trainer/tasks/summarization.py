@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +49,7 @@ class SummarizationSettings(TaskSettings):
     test: Path | None = Field(None, description="likewise, to report on")
     longest_summary: int = Field(512, ge=4, le=1 << 16, description="tokens of a summary, at most")
     beams: int = Field(4, ge=1, le=64, description="of the search; 1: greedy")
-    length_penalty: float = Field(2.0, description="above 0 longer summaries are preferred")
+    length_penalty: float = Field(2.0, ge=-10, le=10, description="above 0 longer summaries are preferred")
     no_repeated: int = Field(
         3, ge=0, le=64, description="a summary has no n-gram of this length twice; 0: it may"
     )
@@ -100,7 +101,7 @@ class Summarization:
     def encode(self, entry: Document, wordpieces: Wordpieces, lengths: Lengths, training: bool) -> Example:
         if lengths.longer == "chunk":
             raise InputError("longer: found chunk, expected truncate: LED reads a document in one row")
-        if training and entry.summary is None:
+        if training and not (entry.summary or "").strip():
             raise Skipped("no summary")
         if training and not entry.text.strip():
             raise Skipped("no text")
@@ -151,7 +152,7 @@ class Summarization:
         found = np.zeros(len(ROUGE) + 1)
         for example, prediction in zip(examples, predictions, strict=True):
             summary = json.loads(example.about)["summary"]
-            if summary is not None:
+            if (summary or "").strip():
                 found += [*rouge(summary, prediction), 1.0]
         return found.tolist()
 
@@ -179,11 +180,31 @@ class Summarization:
 
 
 def rouge(summary: str, prediction: str) -> list[float]:
-    """F-measures by ROUGE's names, stemmed; lines are the sentences of the last."""
+    """F-measures by ROUGE's names, stemmed; lines are the sentences of the last.
+
+    The package's words are runs of a-z and 0-9, as in published figures; of other letters it keeps nothing. So where a
+    summary has more of those, words are runs of any letters, and single signs of scripts without spaces.
+    """
     from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]  # which imports nltk
 
-    scores = RougeScorer(ROUGE, use_stemmer=True).score(summary, prediction)
+    letters = [letter for letter in summary.lower() if letter.isalnum()]
+    other = 2 * sum(letter.isascii() for letter in letters) < len(letters)
+    scorer = RougeScorer(ROUGE, use_stemmer=not other, tokenizer=_AnyScript() if other else None)
+    scores = scorer.score(summary, prediction)
     return [float(scores[name].fmeasure) for name in ROUGE]
+
+
+class _AnyScript:
+    """Splits text into words for RougeScorer: letters with their marks, and the signs of wide scripts and Thai."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return "".join(self._spaced(sign) for sign in text.lower()).split()
+
+    def _spaced(self, sign: str) -> str:
+        if unicodedata.category(sign)[0] not in "LMN":
+            return " "
+        alone = unicodedata.east_asian_width(sign) in "WF" or "\u0e00" <= sign <= "\u0eff"
+        return f" {sign} " if alone else sign
 
 
 def read_documents(path: Path) -> Iterator[Document]:
