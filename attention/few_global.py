@@ -31,8 +31,6 @@ class FewGlobal:
     """int64 (B, G): their places, ascending; spare ones are others' places."""
     used: Tensor
     """bool (B, G): those that are no spare ones."""
-    mask: Tensor
-    """bool (B, N): the same."""
     alone: bool
     """Whether of the last layer nothing but them is read."""
 
@@ -56,7 +54,7 @@ class FewGlobal:
             return None
         index = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
         alone = places is not None and bool(mask.gather(1, places).all())
-        return cls(index, torch.arange(most) < counts[:, None], mask, alone)
+        return cls(index, torch.arange(most) < counts[:, None], alone)
 
     def attend(
         self,
@@ -99,4 +97,5 @@ class FewGlobal:
 
     def put(self, rows: Tensor, into: Tensor) -> Tensor:
         """`into` (B, N, width) with the global tokens' rows in their places."""
-        return into.masked_scatter(self.mask[..., None], rows.to(into.dtype))
+        example, slot = self.used.nonzero(as_tuple=True)
+        return into.index_put((example, self.index[example, slot]), rows.to(into.dtype))
