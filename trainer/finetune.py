@@ -40,6 +40,7 @@ from trainer.engine import deepspeed as processes
 from trainer.engine.command import train_by_command
 from trainer.engine.config import MOST_STEPS, InputError
 from trainer.engine.flops import rows_flops
+from trainer.engine.led_cost import led_flops
 from trainer.engine.monitor import METRICS
 from trainer.engine.phases import Phase, Phases
 from trainer.engine.randomness import as_seed
@@ -80,7 +81,11 @@ class FinetunedTask:
         steps = steps_of(config, len(self.train))
         warmup = schedule.warmup_steps
         # Examples differ in length: the plan and tokens_per_second are of the mean one.
-        flops = rows_flops(self.model.config, [row for lengths in self.train.row_lengths for row in lengths])
+        if isinstance(self.model, LedModel):
+            lengths = zip(self.train.tokens.tolist(), self.train.scored.tolist(), strict=True)
+            flops = led_flops(self.model.sizes, lengths)
+        else:
+            flops = rows_flops(self.model.config, [row for rows in self.train.row_lengths for row in rows])
         phase = Phase(
             steps=steps,
             batch_size=config.batch_size,

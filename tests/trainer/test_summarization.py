@@ -21,6 +21,7 @@ from trainer.batches.examples import as_batch
 from trainer.convert import convert
 from trainer.engine.checkpoint import save_checkpoint
 from trainer.engine.config import InputError
+from trainer.engine.led_cost import led_flops
 from trainer.engine.training import check_same_everywhere
 from trainer.export import main as export_command
 from trainer.finetune import FinetunedTask, prepare
@@ -174,6 +175,18 @@ def test_another_dropout_is_another_run(place: Path, tmp_path: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"activation_dropout": 0.5}))
     with pytest.raises(InputError, match=r"activation_dropout: found 0\.5, expected 0\.0"):
         check_same_everywhere([found, task_of(place, model=str(tmp_path / "led")).facts()])
+
+
+def test_the_plan_is_of_the_decoder_too(place: Path) -> None:
+    task = task_of(place)
+    assert isinstance(task.model, LedModel)
+    lengths = [(example.tokens, len(example.features["summary"])) for example in task.train]
+    assert task.phases.phases[0].flops == led_flops(task.model.sizes, lengths) * 4 // 8
+    said = task.describe()
+    assert "model     LED, 2 + 3 layers × 16, window 8, " in said
+    assert "of them the decoder's)" in said
+    assert "MiB logits" in said
+    assert "heads" not in said
 
 
 @pytest.fixture(scope="session")

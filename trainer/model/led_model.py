@@ -20,6 +20,7 @@ from pipeline.tokenizer import Tokenizer
 from trainer.batches.examples import ExampleBatch
 from trainer.engine.config import InputError, problems
 from trainer.model.configuration import MOST
+from trainer.model.heads import IGNORED, masked_loss_sum
 from trainer.model.json_files import read_json
 from trainer.model.led import GENERATION, check_sizes
 from trainer.model.longformer import EncoderConfig
@@ -27,7 +28,6 @@ from trainer.model.tokenizer_files import read_tokenizer
 from trainer.model.weights import read_left_out, read_shapes_of
 
 _TIED = ("lm_head.weight", "led.encoder.embed_tokens.weight", "led.decoder.embed_tokens.weight")
-IGNORED = -100
 
 
 class LedSizes(BaseModel):
@@ -173,8 +173,8 @@ class LedModel(nn.Module):
             input_ids=given, encoder_hidden_states=hidden, encoder_attention_mask=mask, use_cache=False
         ).last_hidden_state
         real = labels != IGNORED  # the vocabulary is the widest thing: nothing of it for padding
-        logits = self.seq2seq.lm_head(decoded[real]) + self.final_logits_bias
-        return F.cross_entropy(logits.float(), labels[real], reduction="sum")
+        logits = F.linear(decoded[real], self.seq2seq.lm_head.weight, self.final_logits_bias[0])
+        return masked_loss_sum(logits[None], labels[real][None])
 
     def generate(self, states: list[Tensor], **settings: Any) -> list[str]:
         """A text for each example's states, by transformers' generation under these settings."""

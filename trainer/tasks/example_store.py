@@ -93,6 +93,7 @@ class Examples(Sequence[Example]):
                 [np.empty(0, np.int32), *(batch.column(name).to_numpy() for batch in batches)]
             )
 
+        self.scored = column("scored")
         self.context_tokens = column("context_tokens")
         self.tokens_cut = column("tokens_cut")
         self.row_lengths: list[list[int]] = [

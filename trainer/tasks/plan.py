@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trainer.engine.estimate import describe_disk, describe_memory, describe_time, rows_memory, seconds_of
+from trainer.engine.led_cost import led_memory
 from trainer.engine.phases import Phases
 from trainer.model.led_model import LedModel
 from trainer.model.task_model import TaskModel
@@ -31,9 +32,13 @@ def describe_finetuning(
     rates = f"{schedule.learning_rate:g}"
     if schedule.task_learning_rate is not None:
         rates += f" (heads {schedule.task_learning_rate:g})"
+    if isinstance(model, LedModel):
+        named, others = f"LED, {sizes.num_hidden_layers} + {model.sizes.decoder_layers}", "the decoder's"
+    else:
+        named, others = f"{sizes.architecture}, {sizes.num_hidden_layers}", "heads"
     lines = [
-        f"model     {sizes.architecture}, {sizes.num_hidden_layers} layers × {sizes.hidden_size}{seen}, "
-        f"{parameters:,} parameters ({parameters - encoder:,} of them heads)"
+        f"model     {named} layers × {sizes.hidden_size}{seen}, "
+        f"{parameters:,} parameters ({parameters - encoder:,} of them {others})"
     ]
     for name, examples in splits.items():
         lines += [f"{name:9} {line}" for line in describe_examples(examples, config)]
@@ -57,9 +62,14 @@ def _cost(
 ) -> list[str]:
     """Memory at the longest examples, time of all steps at the mean one, and disk."""
     phase, parameters = phases.phases[0], sum(parameter.numel() for parameter in model.parameters())
-    tokens = config.micro_batch_size * int((train.rows * train.longest_rows).max())
-    own = model.global_projections
-    found = rows_memory(model.config, config, parameters, tokens, world_size, gpu is not None, own)
+    examples, on_gpu = config.micro_batch_size, gpu is not None
+    if isinstance(model, LedModel):
+        longest = int(train.longest_rows.max()), int(train.scored.max())
+        found = led_memory(model.sizes, config, parameters, examples, *longest, world_size, on_gpu)
+    else:
+        tokens = examples * int((train.rows * train.longest_rows).max())
+        own = model.global_projections
+        found = rows_memory(model.config, config, parameters, tokens, world_size, on_gpu, own)
     passes = -(-phase.micro_batches // world_size)
     seconds = seconds_of(phase.flops * passes / phase.micro_batches, config.precision, gpu)
     per_step = phase.batch_size * phase.tokens
