@@ -78,9 +78,13 @@ class _Windowed:
                     hidden_states, *projections, self.num_heads, real, dropout_p, seed
                 )
             else:
-                # Only the rows of global tokens are read.
-                rows = self.query_global(hidden_states[is_global])
-                query_global = heads(rows.new_zeros(batch, length, width).index_put((is_global,), rows))
+                if (
+                    torch.compiler.is_compiling()
+                ):  # whose graph would break at a number of rows that masks decide
+                    query_global = heads(self.query_global(hidden_states))
+                else:  # only the rows of global tokens are read
+                    rows = self.query_global(hidden_states[is_global])
+                    query_global = heads(rows.new_zeros(batch, length, width).index_put((is_global,), rows))
                 key_global = heads(self.key_global(hidden_states))
                 value_global = heads(self.value_global(hidden_states))
         output = windowed_attention(
@@ -224,11 +228,7 @@ def accelerate(model: Model) -> Model:
             raise ValueError(
                 f"the model's self-attention is a {_path(type(module))}; expected transformers' own"
             )
-        if "forward" in vars(module):
-            raise ValueError(
-                f"the forward of a {type(module).__name__} has been replaced, as by hooks that move weights between "
-                "devices; expected transformers' own: accelerate the model before"
-            )
+    _check_forward([module for module in modules if type(module) in _WINDOWED])
     for module in model.modules():
         module.__class__ = _WINDOWED.get(type(module), type(module))
         if isinstance(module, _THAT_PAD):
@@ -238,12 +238,30 @@ def accelerate(model: Model) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """Undo `accelerate`, in place; a model without it stays as it is. Returns the same model."""
-    for module in model.modules():
+    """Undo `accelerate`, in place; a model without it stays as it is. Returns the same model.
+
+    Raises:
+        ValueError: where hooks have been put around the forward of its self-attention since.
+    """
+    modules = list(model.modules())
+    _check_forward(
+        [module for module in modules if type(module) in _ORIGINAL and isinstance(module, _ATTENTION)]
+    )
+    for module in modules:
         module.__class__ = _ORIGINAL.get(type(module), type(module))
         if isinstance(module, _THAT_PAD):
             vars(module).pop("_pad_to_window_size", None)
     return model
+
+
+def _check_forward(modules: list[nn.Module]) -> None:
+    """ValueError where somebody holds the forward of a class that is about to be exchanged."""
+    for module in modules:
+        if "forward" in vars(module):
+            raise ValueError(
+                f"the forward of a {type(module).__name__} has been replaced, as by hooks that move weights between "
+                "devices; expected the class's own: accelerate the model before, and restore it after they are removed"
+            )
 
 
 def _path(kind: type) -> str:
