@@ -230,6 +230,16 @@ def test_transformers_says_of_an_export_what_we_do(place: Path, export: Path) ->
         assert said == [tokenizer.decode(found[0], skip_special_tokens=True).strip()]
 
 
+def test_an_export_and_transformers_own_folder_are_starts(place: Path, export: Path, tmp_path: Path) -> None:
+    LEDForConditionalGeneration.from_pretrained(place / "led").save_pretrained(tmp_path)
+    shutil.copy(place / "led" / "tokenizer.json", tmp_path)
+    expected = dict(task_of(place).model.named_parameters())
+    for folder in (export, tmp_path):
+        found = dict(task_of(place, model=str(folder)).model.named_parameters())
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_own_documents_are_summarised_and_scored(
     place: Path, export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
