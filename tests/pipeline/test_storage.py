@@ -747,6 +747,7 @@ def test_a_store_that_is_not_reached_is_named(remote: ObjectStorage, monkeypatch
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     connection.connect.cache_clear()
     monkeypatch.setattr(connection.connect.__wrapped__, "__defaults__", (1.0,))
+    monkeypatch.setattr(connection, "PATIENCE", 1.0)
     with pytest.raises(BuildError, match=remote.bucket):
         remote.read("x")
 
