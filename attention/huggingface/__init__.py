@@ -8,6 +8,13 @@
 Nothing else in `attention` needs transformers.
 """
 
+import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(
+        f"found transformers {transformers.__version__}; attention.huggingface expects 5.0 or later"
+    )
+
 from attention.huggingface.implementation import register
 from attention.huggingface.longformer import accelerate, restore
 from attention.huggingface.positions import lengthen

@@ -136,13 +136,16 @@ def attend(
 
 def padding_mask(
     *,
-    q_length: int,
     kv_length: int,
     mask_function: Callable[..., Any],
     attention_mask: Tensor | None = None,
+    q_length: int | None = None,
+    cache_position: Tensor | None = None,
     **_: Any,
 ) -> Tensor | None:
     """The mask that a model's layers are handed: its padding mask (batch, n) as it is, or None.
+
+    The queries are `q_length`; transformers before 5.4 give `cache_position` (queries,) in its place.
 
     Raises:
         ValueError: for masks of decoders and of cross-attention, and for what a model adds to the padding.
@@ -154,6 +157,9 @@ def padding_mask(
         )
     if attention_mask is not None and attention_mask.dim() != 2:
         raise ValueError(_mask_message(attention_mask))
+    if q_length is None:
+        assert cache_position is not None
+        q_length = len(cache_position)
     if q_length != kv_length:
         raise ValueError(
             f"the model asks for a mask of {q_length} queries and {kv_length} keys; "

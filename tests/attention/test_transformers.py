@@ -25,6 +25,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.models.longformer import modeling_longformer
 
 from attention.huggingface import accelerate, restore
 
@@ -283,7 +284,9 @@ def test_no_matrix_of_all_pairs_of_tokens(family: str) -> None:
         with Largest() as mode:
             change(model)(**batch, **more)
         largest[change] = mode.found
-    assert largest[accelerate] < n * n / 2 < largest[restore]
+    assert largest[accelerate] < n * n / 2
+    if family == "led" or hasattr(modeling_longformer, "create_bidirectional_mask"):  # not in older versions
+        assert largest[restore] > n * n / 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

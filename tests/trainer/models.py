@@ -44,6 +44,7 @@ def family_model(
         "type_vocab_size": 2 if family == "bert" else 1,
         "layer_norm_eps": 1e-12 if family == "bert" else 1e-5,
         "initializer_range": 0.2,
+        "tie_word_embeddings": True,  # which CamemBERT's configuration leaves open before transformers 5.4
     }
     model = model_class(config_class(**(sizes | overrides)))
     with torch.no_grad():

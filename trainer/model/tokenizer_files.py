@@ -31,6 +31,22 @@ _CLASSES = {
     "roberta": "RobertaTokenizer",
     "longformer": "RobertaTokenizer",
 }
+_BERTS_TOKENS = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
+_ROBERTAS_TOKENS = {
+    "bos": "<s>",
+    "eos": "</s>",
+    "unk": "<unk>",
+    "cls": "<s>",
+    "sep": "</s>",
+    "pad": "<pad>",
+    "mask": "<mask>",
+}
+# What these classes take where nothing is named. Before 5.6 transformers reads a Longformer's tokenizer.json without
+# the class that is written down, and then could not pad.
+_DEFAULT_TOKENS = {
+    "BertTokenizer": _BERTS_TOKENS,
+    **dict.fromkeys(("CamembertTokenizer", "XLMRobertaTokenizer", "RobertaTokenizer"), _ROBERTAS_TOKENS),
+}
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -77,7 +93,8 @@ def special_token_id(folder: Path, role: str, default: str) -> int | None:
 
 
 def copy_tokenizer(source: Path, target: Path, max_tokens: int) -> None:
-    """Copy a tokenizer's files as they are, but for the length `transformers` truncates at and the tokenizer's class.
+    """Copy a tokenizer's files as they are, but for the length `transformers` truncates at and the tokenizer's class,
+    with the tokens that the class takes by default.
 
     A bare byte-level tokenizer.json (as a corpus folder holds) gets the tokenizer_config.json `transformers` needs.
     """
@@ -92,7 +109,11 @@ def copy_tokenizer(source: Path, target: Path, max_tokens: int) -> None:
     path = target / "tokenizer_config.json"
     settings = _read_if_there(path)
     if isinstance(kind, str) and kind in _CLASSES:
-        settings.setdefault("tokenizer_class", _CLASSES[kind])
+        chosen = str(settings.setdefault("tokenizer_class", _CLASSES[kind])).removesuffix("Fast")
+        named = _read_if_there(target / "special_tokens_map.json")
+        for role, token in _DEFAULT_TOKENS.get(chosen, {}).items():
+            if f"{role}_token" not in named:
+                settings.setdefault(f"{role}_token", token)
     settings["model_max_length"] = max_tokens
     settings.pop("max_len", None)  # the same under its older name
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
