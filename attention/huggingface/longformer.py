@@ -78,11 +78,10 @@ class _Windowed:
                     hidden_states, *projections, self.num_heads, real, dropout_p, seed
                 )
             else:
-                if (
-                    torch.compiler.is_compiling()
-                ):  # whose graph would break at a number of rows that masks decide
+                # Only the rows of global tokens are read; but a graph would break at a number of them that masks decide.
+                if torch.compiler.is_compiling():
                     query_global = heads(self.query_global(hidden_states))
-                else:  # only the rows of global tokens are read
+                else:
                     rows = self.query_global(hidden_states[is_global])
                     query_global = heads(rows.new_zeros(batch, length, width).index_put((is_global,), rows))
                 key_global = heads(self.key_global(hidden_states))
