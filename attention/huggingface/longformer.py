@@ -78,7 +78,7 @@ class _Windowed:
                     hidden_states, *projections, self.num_heads, real, dropout_p, seed
                 )
             else:
-                # Only the rows of global tokens are read; but a graph would break at a number of them that masks decide.
+                # Only rows of global tokens are read; but a graph would break at a number of them that masks decide.
                 if torch.compiler.is_compiling():
                     query_global = heads(self.query_global(hidden_states))
                 else:
