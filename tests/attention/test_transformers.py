@@ -339,6 +339,24 @@ def test_gradient_checkpointing_repeats_dropout(family: str) -> None:
     assert not torch.equal(results[2][0][-1], results[0][0][-1])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_of_training_alone_and_one_for_all_rows(family: str) -> None:
+    """Rows of global tokens drop the same weights, whether by few tokens' projections or by those of all."""
+    make, more = more_of(family, BATCH)
+    model = make(attention_probs_dropout_prob=0.3, attention_dropout=0.3)
+    expected = outcome(model, BATCH, **more)
+    assert_same(outcome(accelerate(model), BATCH, **more), expected)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        results.append(outcome(model.train(), BATCH, **more))
+        for module in model.modules():
+            if hasattr(module, "key_global"):
+                module.key_global.register_forward_hook(lambda *_: None)
+    assert_same(results[1], results[0])
+    assert not torch.allclose(results[0][0][-1], expected[0][-1])
+
+
 def test_compiled_without_more_graph_breaks() -> None:
     """With global tokens no more than without; there the model as it was fails."""
     model = a_longformer()
