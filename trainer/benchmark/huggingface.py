@@ -1,6 +1,6 @@
 """Measures transformers' Longformer and LED encoders before and after `attention.huggingface.accelerate`.
 
-    python -m trainer.benchmark.huggingface                   # both, in fp32: half an hour, 15 GB of memory
+    python -m trainer.benchmark.huggingface                   # both, in fp32: three quarters of an hour, 11 GB
     python -m trainer.benchmark.huggingface --quick           # everything, at sizes that say nothing about speed
     python -m trainer.benchmark.huggingface --sections longformer --modes inference --tokens 4096 --precision bf16
 
