@@ -109,6 +109,7 @@ def run(command: str, folder: Path, variables: dict[str, str]) -> subprocess.Com
     return done
 
 
+@pytest.mark.timeout(1800)  # two dozen commands, a launch or a build each
 def test_every_command_does_what_it_says(stand_ins: Path, cluster: Cluster) -> None:  # noqa: F811
     folder, variables = stand_ins, {"RAY_API_SERVER_ADDRESS": cluster.dashboard}
     done = []
