@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import shutil
 import statistics
@@ -34,13 +33,12 @@ from typing import Any
 
 from attention.benchmark.__main__ import ALLOCATORS
 from attention.benchmark.measure import benchmark_parser, conditions, megabytes, positive, print_table
-from attention.files import whole
 from trainer.benchmark.checkpoint import measure_checkpoint
 from trainer.benchmark.corpus import build_corpus
 from trainer.benchmark.data import APART, measure_data
 from trainer.benchmark.start import measure_start, write_config
 from trainer.benchmark.step import METHODS, OURS, PEER, Setting, measure_steps
-from trainer.benchmark.targets import Target, print_targets
+from trainer.benchmark.targets import Target, tell
 from trainer.engine.flops import step_flops
 
 SECTIONS = ("step", "data", "start", "checkpoint")
@@ -223,11 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keep("start", measure_start_section(options, folder, corpus))
         if "checkpoint" in options.sections:
             keep("checkpoint", measure_checkpoint_section(options, folder))
-    print_targets(targets)
-    found["targets"] = [target.as_dict() for target in targets]
-    if options.json:
-        with whole(options.json) as beside:
-            beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    tell(targets, found, options.json)
     agree = [section["agree"] for section in found.get("step", {}).get("allocators", {}).values()]
     return 0 if all(agree) else 1
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -35,7 +34,6 @@ from typing import Any
 import torch
 
 from attention.benchmark.measure import benchmark_parser, conditions, megabytes, positive, print_table
-from attention.files import whole
 from trainer.batches.character_evaluation import SEQUENCE_LENGTH, STEP
 from trainer.benchmark.alone import Alone
 from trainer.benchmark.charlm_evaluation import TEXT, Evaluation, measure_evaluation
@@ -50,7 +48,7 @@ from trainer.benchmark.charlm_step import (
     logits_apart,
     measure_character_steps,
 )
-from trainer.benchmark.targets import Target, print_targets
+from trainer.benchmark.targets import Target, tell
 from trainer.engine.character_config import CharacterTraining
 from trainer.engine.config import load_config
 
@@ -231,11 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.sections:
         found[name], more = sections[name](options)
         targets.extend(more)
-    print_targets(targets)
-    found["targets"] = [target.as_dict() for target in targets]
-    if options.json:
-        with whole(options.json) as beside:
-            beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    tell(targets, found, options.json)
     steps = found.get("step", {})
     return 0 if all(steps[precision]["agree"] for precision in ("fp32", "bf16") if precision in steps) else 1
 

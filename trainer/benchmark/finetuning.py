@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -34,7 +33,6 @@ import torch
 
 from attention.benchmark.__main__ import ALLOCATORS
 from attention.benchmark.measure import benchmark_parser, conditions, megabytes, positive, print_table
-from attention.files import whole
 from trainer.benchmark.finetuning_step import (
     KINDS,
     PEER,
@@ -44,7 +42,7 @@ from trainer.benchmark.finetuning_step import (
     measure_finetuning_steps,
 )
 from trainer.benchmark.step import Setting
-from trainer.benchmark.targets import Target, print_targets
+from trainer.benchmark.targets import Target, tell
 
 FASTER = 3.0  # than transformers
 
@@ -138,11 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             section, more = measure_section(name, tokens, options)
             found["sections"].append(section)
             targets.extend(more)
-    print_targets(targets)
-    found["targets"] = [target.as_dict() for target in targets]
-    if options.json:
-        with whole(options.json) as beside:
-            beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    tell(targets, found, options.json)
     return 0 if all(section["agree"] for section in found["sections"]) else 1
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -31,7 +30,6 @@ import torch
 
 from attention.benchmark.__main__ import ALLOCATORS
 from attention.benchmark.measure import benchmark_parser, conditions, megabytes, positive, print_table
-from attention.files import whole
 from trainer.benchmark.huggingface_step import (
     FAMILIES,
     MODES,
@@ -41,7 +39,7 @@ from trainer.benchmark.huggingface_step import (
     measure_encoder,
     states_apart,
 )
-from trainer.benchmark.targets import Target, print_targets
+from trainer.benchmark.targets import Target, tell
 
 TOKENS = {"longformer": [4096, 512, 300], "led": [16384]}
 WINDOWS = {"longformer": 512, "led": 1024}
@@ -59,7 +57,8 @@ SMALLER = {("longformer", 4096): 2.0, ("led", 16384): 3.0}
 def measure_length(
     family: str, tokens: int, options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[Target]]:
-    encoder = Encoder(family, options.layers, tokens, options.window or WINDOWS[family], options.vocabulary)
+    window = options.window or WINDOWS[family]
+    encoder = Encoder(options.layers, tokens, window, options.vocabulary, dropout=0.0, family=family)
     config = encoder.config()
     about = (
         f"{family}, {encoder.layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, window "
@@ -153,11 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             section, more = measure_length(family, tokens, options)
             found["sections"].append(section)
             targets.extend(more)
-    print_targets(targets)
-    found["targets"] = [target.as_dict() for target in targets]
-    if options.json:
-        with whole(options.json) as beside:
-            beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    tell(targets, found, options.json)
     return 0 if all(section["agree"] for section in found["sections"]) else 1
 
 

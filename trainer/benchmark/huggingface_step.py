@@ -10,7 +10,7 @@ Each method lives in a process of its own, under the allocator that is asked for
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,9 @@ from transformers import LEDConfig, LEDModel, LongformerConfig, LongformerModel
 from attention.benchmark.rates import large_product
 from attention.huggingface import accelerate
 from trainer.benchmark.rounds import same_losses, take_rounds, with_tiles
-from trainer.benchmark.step import LOSSES_AGREE, OURS, PEER
+from trainer.benchmark.step import LOSSES_AGREE, OURS, PEER, Setting
 from trainer.engine.flops import recomputed_flops, rows_flops
-from trainer.model.longformer import EncoderConfig
+from trainer.model.folder import config_json
 
 METHODS = (OURS, PEER)
 FAMILIES = ("longformer", "led")
@@ -37,44 +37,18 @@ LEARNING_RATE = 1e-5
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """The base model's width, so many of its layers, and one text."""
+class Encoder(Setting):
+    """Whose encoder it is, and one text. LED's is as large as Longformer's."""
 
     family: str
-    layers: int
-    tokens: int
-    window: int
-    vocabulary: int
-
-    def config(self) -> EncoderConfig:
-        return EncoderConfig(
-            architecture="longformer",
-            vocab_size=self.vocabulary,
-            num_hidden_layers=self.layers,
-            max_position_embeddings=self.tokens + 2,
-            attention_window=[self.window] * self.layers,
-        )
 
     def make(self) -> nn.Module:
         """transformers' model, with weights that the sizes alone decide."""
         torch.manual_seed(0)
-        config = self.config()
-        sizes: dict[str, Any]
+        config = replace(self.config(), initializer_range=DEVIATION)
         if self.family == "longformer":
-            sizes = {
-                "vocab_size": config.vocab_size,
-                "num_hidden_layers": config.num_hidden_layers,
-                "max_position_embeddings": config.max_position_embeddings,
-                "attention_window": config.attention_window,
-            }
-            dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-            return LongformerModel(
-                LongformerConfig(
-                    **sizes, **dropout, initializer_range=DEVIATION, pad_token_id=1, type_vocab_size=1
-                ),
-                add_pooling_layer=False,
-            )
-        sizes = {
+            return LongformerModel(LongformerConfig(**config_json(config)), add_pooling_layer=False)
+        sizes: dict[str, Any] = {
             "vocab_size": config.vocab_size,
             "d_model": config.hidden_size,
             "encoder_layers": config.num_hidden_layers,
@@ -83,11 +57,12 @@ class Encoder:
             "max_encoder_position_embeddings": -(-self.tokens // self.window)
             * self.window,  # with its padding
             "attention_window": config.attention_window,
+            "dropout": self.dropout,
+            "attention_dropout": self.dropout,
+            "init_std": DEVIATION,
         }
-        small: dict[str, Any] = {"decoder_layers": 1, "decoder_attention_heads": 12, "decoder_ffn_dim": 64}
-        encoder: nn.Module = LEDModel(
-            LEDConfig(**sizes, **small, dropout=0.0, attention_dropout=0.0, init_std=DEVIATION)
-        ).encoder
+        decoder: dict[str, Any] = {"decoder_layers": 1, "decoder_attention_heads": 12, "decoder_ffn_dim": 64}
+        encoder: nn.Module = LEDModel(LEDConfig(**sizes, **decoder)).encoder
         return encoder
 
     def text(self) -> dict[str, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from attention.benchmark.measure import print_table
+from attention.files import whole
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,15 @@ class Target:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"reached": self.reached}
+
+
+def tell(targets: Sequence[Target], found: dict[str, Any], path: Path | None) -> None:
+    """Print what was reached, and write it to a file with all else that was found, where one is given."""
+    print_targets(targets)
+    if path:
+        with whole(path) as beside:
+            report = found | {"targets": [target.as_dict() for target in targets]}
+            beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def print_targets(targets: Sequence[Target]) -> None:
