@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +162,12 @@ def test_options_that_do_not_fit_are_named(
     bart(tmp_path / "bart")
     assert convert(["--from", str(tmp_path / "bart"), "--to", str(tmp_path / "led"), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_who_trains_another_model_does_not_wait_for_transformers() -> None:
+    """Its models take seconds to import, in each process of a launch."""
+    program = (
+        "import sys, trainer.pretrain, trainer.finetune, trainer.export; print('transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

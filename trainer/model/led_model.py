@@ -1,21 +1,20 @@
-"""LED as the finetuning command trains it: transformers' own model, its encoder's attention by the core."""
+"""LED as the finetuning command trains it: transformers' own model, its encoder's attention by the core.
+
+transformers' models take seconds to import: whoever trains another model does not wait for them.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
-from transformers import GenerationConfig, LEDConfig, LEDForConditionalGeneration
-from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutput
 
-from attention.huggingface import accelerate
 from pipeline.tokenizer import Tokenizer
 from trainer.batches.examples import ExampleBatch
 from trainer.engine.config import InputError, problems
@@ -26,6 +25,9 @@ from trainer.model.led import GENERATION, check_sizes
 from trainer.model.longformer import EncoderConfig
 from trainer.model.tokenizer_files import read_tokenizer
 from trainer.model.weights import read_left_out, read_shapes_of
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, LEDForConditionalGeneration
 
 _TIED = ("lm_head.weight", "led.encoder.embed_tokens.weight", "led.decoder.embed_tokens.weight")
 
@@ -77,6 +79,8 @@ class LedGeneration(BaseModel):
 
 def read_led_sizes(folder: Path) -> LedSizes:
     """InputError lists what is wrong with a folder's config.json, or says that it is no LED's."""
+    from transformers.activations import ACT2FN
+
     path = folder / "config.json"
     found = read_json(path)
     if found.get("model_type") != "led":
@@ -128,6 +132,8 @@ class LedModel(nn.Module):
     """What TaskModel is for encoders: hidden states of examples; and beyond them the decoder."""
 
     def __init__(self, sizes: LedSizes, seq2seq: LEDForConditionalGeneration, tokenizer: Tokenizer) -> None:
+        from attention.huggingface import accelerate
+
         super().__init__()
         self.sizes = sizes
         self.tokenizer = tokenizer
@@ -178,6 +184,8 @@ class LedModel(nn.Module):
 
     def generate(self, states: list[Tensor], **settings: Any) -> list[str]:
         """A text for each example's states, by transformers' generation under these settings."""
+        from transformers.modeling_outputs import BaseModelOutput
+
         hidden, mask = _padded(states)
         model: Any = self.seq2seq
         # Compiled layers as they are: a graph for each length of what has been said is more than it saves.
@@ -204,6 +212,8 @@ def load_led(folder: Path) -> LedModel:
 
     Layers are never dropped as a whole (layerdrop): each parameter has a gradient in each update.
     """
+    from transformers import LEDConfig, LEDForConditionalGeneration
+
     sizes = read_led_sizes(folder)
     values = sizes.model_dump() | {"attention_window": sizes.windows}
     with torch.device("meta"):  # what is read takes the place of every parameter
@@ -237,6 +247,8 @@ def load_led(folder: Path) -> LedModel:
 
 def _read_generation(path: Path, sizes: LedSizes) -> GenerationConfig:
     """InputError lists what is wrong with generation_config.json."""
+    from transformers import GenerationConfig
+
     try:
         found = LedGeneration.model_validate(read_json(path)).model_dump(exclude_none=True)
     except ValidationError as error:
@@ -252,6 +264,8 @@ def _read_generation(path: Path, sizes: LedSizes) -> GenerationConfig:
 
 def led_files(model: LedModel, settings: Mapping[str, Any]) -> dict[str, str]:
     """config.json and generation_config.json of the model, which generates by these settings where none are given."""
+    from transformers import GenerationConfig
+
     config = json.loads(model.seq2seq.config.to_json_string(use_diff=False))
     generation = GenerationConfig.from_dict(model.seq2seq.generation_config.to_dict())
     generation.update(**settings)
