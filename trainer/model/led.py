@@ -28,7 +28,7 @@ from trainer.model.json_files import read_json
 from trainer.model.markdown import fenced, table
 from trainer.model.output_folder import CARD, replaced
 from trainer.model.tokenizer_files import copy_tokenizer
-from trainer.model.weights import read_left_out, read_shapes_of
+from trainer.model.weights import read_left_out, read_shapes_of, refuse_misfits
 
 BIAS = "final_logits_bias"
 UNUSED_ROWS = 2
@@ -119,11 +119,7 @@ def read_bart(folder: Path) -> tuple[BartConfig, dict[str, Any], dict[str, Tenso
         for name, theirs in names.items()
         if name not in expected
     ]
-    if wrong:
-        more = [f"... and {len(wrong) - 10} more"] if len(wrong) > 10 else []
-        raise InputError(
-            f"{folder}: the weights do not fit config.json:\n  " + "\n  ".join(wrong[:10] + more)
-        )
+    refuse_misfits(folder, wrong)
     stored = read_left_out(folder, names.values())
     tensors = {name: stored[theirs] for name, theirs in names.items()}
     for name in [name for name in tensors if _is_tied(name)]:

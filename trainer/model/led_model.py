@@ -24,7 +24,7 @@ from trainer.model.json_files import read_json
 from trainer.model.led import GENERATION, check_sizes
 from trainer.model.longformer import EncoderConfig
 from trainer.model.tokenizer_files import read_tokenizer
-from trainer.model.weights import read_left_out, read_shapes_of
+from trainer.model.weights import read_left_out, read_shapes_of, refuse_misfits
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LEDForConditionalGeneration
@@ -228,11 +228,7 @@ def load_led(folder: Path) -> LedModel:
         for name, shape in shapes.items()
         if expected.get(name) != shape
     ]
-    if wrong:
-        more = [f"... and {len(wrong) - 10} more"] if len(wrong) > 10 else []
-        raise InputError(
-            f"{folder}: the weights do not fit config.json:\n  " + "\n  ".join(wrong[:10] + more)
-        )
+    refuse_misfits(folder, wrong)
     tensors = read_left_out(folder, expected)
     for name in _TIED:
         if name in tensors and not torch.equal(tensors[name], tensors["led.shared.weight"]):

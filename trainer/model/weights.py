@@ -237,11 +237,7 @@ def check_shapes(
             wrong.append(f"{name}: found {list(shape)}, expected {list(known)}")
         if known is None and name not in DECODER:
             wrong.append(f"{name}: found, and a {config.architecture} has no such weights")
-    if wrong:
-        more = [f"... and {len(wrong) - 10} more"] if len(wrong) > 10 else []
-        raise InputError(
-            f"{folder}: the weights do not fit config.json:\n  " + "\n  ".join(wrong[:10] + more)
-        )
+    refuse_misfits(folder, wrong)
 
 
 def _drop_tied_copies(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -291,3 +287,12 @@ def with_global_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _global(name: str, part: str) -> str:
     """The name of a global projection from that of its local one; of other tensors their own."""
     return name.replace(f".self.{part}.", f".self.{part}_global.")
+
+
+def refuse_misfits(folder: Path, wrong: list[str]) -> None:
+    """InputError with the first ten of what is wrong with a folder's tensors, if anything is."""
+    if wrong:
+        more = [f"... and {len(wrong) - 10} more"] if len(wrong) > 10 else []
+        raise InputError(
+            f"{folder}: the weights do not fit config.json:\n  " + "\n  ".join(wrong[:10] + more)
+        )
